@@ -1,0 +1,50 @@
+"""An adaptive compute router: it answers how a job should run, right now."""
+
+from importlib.metadata import version as _version
+
+from helixnb._config import RouterConfig, available_cpus
+from helixnb._core.policy import Policy, StaticPolicy
+from helixnb._errors import (
+    ConfigError,
+    HelixError,
+    JobCancelled,
+    JobDropped,
+    JobError,
+    KernelError,
+    RouterStateError,
+    UnknownKindError,
+)
+from helixnb._observe.stats import Latency, Stats, StrategyStats
+from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._router import Router
+from helixnb._ticket import Ticket
+from helixnb_kernels import Kernel
+
+__version__ = _version("helixnb")
+
+__all__ = [
+    "ConfigError",
+    "Decision",
+    "HelixError",
+    "Job",
+    "JobCancelled",
+    "JobDropped",
+    "JobError",
+    "Kernel",
+    "KernelError",
+    "Latency",
+    "Load",
+    "Outcome",
+    "Policy",
+    "Router",
+    "RouterConfig",
+    "RouterStateError",
+    "StaticPolicy",
+    "Stats",
+    "Status",
+    "Strategy",
+    "StrategyStats",
+    "Ticket",
+    "UnknownKindError",
+    "available_cpus",
+]

@@ -1,0 +1,189 @@
+"""``python -m helixnb``: a seeded workload through a live router, and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from helixnb._errors import HelixError
+from helixnb._observe.stats import Stats
+from helixnb._records import Job, Outcome
+from helixnb._router import Router
+from helixnb.workload import closed_loop, light_mix, open_loop, read_jobs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+CLIENTS = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit status, 1 if a job failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        jobs = (
+            light_mix(options.jobs, options.seed)
+            if options.file is None
+            else read_jobs(options.file)
+        )
+    except (OSError, HelixError) as error:
+        print(f"helixnb: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        stats, _ = anyio.run(_drive, jobs, options, None)
+        print(json.dumps(stats.as_dict()))
+    else:
+        try:
+            from rich.console import Console
+        except ModuleNotFoundError:
+            print(
+                "helixnb: the demo draws with rich: pip install 'helixnb[demo]' "
+                "(--json works without it)",
+                file=sys.stderr,
+            )
+            return 2
+        stats, elapsed_s = anyio.run(_drive, jobs, options, _progress())
+        _report(Console(), stats, elapsed_s, options)
+    return 1 if stats.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helixnb", description=__doc__)
+    parser.add_argument(
+        "--jobs", type=_whole, default=5_000, help="how many jobs of the light mix (%(default)s)"
+    )
+    parser.add_argument(
+        "--rate",
+        type=_positive,
+        help="arrivals a second, open loop; without it, "
+        f"{CLIENTS} clients submit one job after the other",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the workload (%(default)s)")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="jobs to run instead, one JSON object a line",
+        metavar="JOBS.jsonl",
+    )
+    parser.add_argument("--json", action="store_true", help="print the stats as one JSON object")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return number
+
+
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return number
+
+
+async def _drive(
+    jobs: list[Job], options: argparse.Namespace, progress: Progress | None
+) -> tuple[Stats, float]:
+    """Run `jobs` through a router; returns its stats, and the seconds that the jobs took."""
+    if progress is None:
+        return await _run(jobs, options, None, None)
+    compiling = progress.add_task("compiling kernels", total=None)
+    running = progress.add_task("running jobs", total=len(jobs), start=False)
+
+    def compiled(done: int, total: int, name: str) -> None:
+        what = f"compiling {name}" if name else "kernels ready"
+        progress.update(compiling, completed=done, total=total, description=what)
+        if done == total:
+            progress.start_task(running)
+
+    with progress:
+        return await _run(jobs, options, compiled, lambda _: progress.advance(running))
+
+
+async def _run(
+    jobs: list[Job],
+    options: argparse.Namespace,
+    on_compile: Callable[[int, int, str], None] | None,
+    on_outcome: Callable[[Outcome], object] | None,
+) -> tuple[Stats, float]:
+    async with Router(progress=on_compile) as router:
+        began = time.perf_counter()
+        if options.rate is None:
+            await closed_loop(router, jobs, clients=CLIENTS, on_outcome=on_outcome)
+        else:
+            await open_loop(
+                router, jobs, rate=options.rate, seed=options.seed, on_outcome=on_outcome
+            )
+        return router.stats(), time.perf_counter() - began
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _report(console: Console, stats: Stats, elapsed_s: float, options: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    routing = Table(
+        title="Routing, and latency of the jobs that are done, in ms", title_justify="left"
+    )
+    routing.add_column("strategy")
+    for heading in ("decided", "ran", "share", "done", "avg", "p50", "p95", "p99"):
+        routing.add_column(heading, justify="right")
+    for name, strategy in stats.by_strategy.items():
+        latency = strategy.latency
+        share = strategy.routed / stats.submitted if stats.submitted else 0.0
+        routing.add_row(
+            name,
+            f"{strategy.decided:,}",
+            f"{strategy.routed:,}",
+            f"{share:.1%}",
+            f"{latency.count:,}",
+            *(
+                "-" if ms is None else f"{ms:,.3f}"
+                for ms in (latency.avg_ms, latency.p50_ms, latency.p95_ms, latency.p99_ms)
+            ),
+        )
+
+    drops = Table(title="Drops by reason", title_justify="left")
+    drops.add_column("reason")
+    drops.add_column("jobs", justify="right")
+    for reason, count in sorted(stats.dropped_by_reason.items()):
+        drops.add_row(reason, f"{count:,}")
+    if not stats.dropped_by_reason:
+        drops.add_row("none", "0")
+
+    loop = f"{CLIENTS} clients" if options.rate is None else f"open loop, {options.rate:g} jobs/s"
+    source = f"light mix, seed {options.seed}" if options.file is None else str(options.file)
+    console.print(routing)
+    console.print(drops)
+    console.print(
+        f"{stats.submitted:,} submitted = {stats.completed:,} completed + {stats.dropped:,} dropped"
+        f" + {stats.failed:,} failed + {stats.cancelled:,} cancelled\n"
+        f"{stats.within_budget:,} within budget; {stats.submitted / max(elapsed_s, 1e-9):,.0f}"
+        f" jobs/s over {elapsed_s:.2f} s ({source}; {loop})\n"
+        f"{stats.cpu_parallelism} slots; {stats.batches:,} batches of {stats.batched_jobs:,} jobs,"
+        f" {stats.parallel_launches:,} on several threads ({stats.threading_layer})",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

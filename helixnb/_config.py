@@ -1,0 +1,165 @@
+"""How a router is set: one frozen record, checked as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import psutil
+
+from helixnb._errors import ConfigError
+
+
+def available_cpus() -> int:
+    """Count the CPUs this process may use: its affinity, and its cgroup's quota, rounded up."""
+    try:
+        cpus = len(psutil.Process().cpu_affinity())
+    except AttributeError:  # macOS has no affinity
+        cpus = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the CPU quota of this process's cgroup in CPUs, None where there is none."""
+    try:
+        if (root / "cpu.max").exists():  # version 2
+            quota, period = (root / "cpu.max").read_text().split()
+        else:  # version 1
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """The settings of a router. Each can be changed on a running one: `Router.reconfigure`.
+
+    Parameters
+    ----------
+    cpu_parallelism
+        CPU slots: how many threads run kernels at once, over all strategies. At least 1; the
+        CPUs this process may use by default.
+    queue_capacity
+        How many jobs may wait at once, over all strategies; the next one is dropped
+        (``queue_full``). At least 1.
+    backpressure_busy_threshold
+        Busy slots from which on a job is batched or dropped, 1 .. `cpu_parallelism`. None, the
+        default, stands for one below `cpu_parallelism`, at least 1.
+    inline_max_cost, spawn_max_cost
+        The largest compute cost that runs inline, and that is spawned. 0 .. 2**64-1, and inline
+        not above spawn.
+    batch_min_scaling
+        The least scaling potential that is batched rather than pooled, 0 to 1.
+    pressure_batch_min_scaling
+        The same at or above the busy threshold, rather than dropped.
+    batch_max_jobs
+        A batch is released at this size, at least 1.
+    batch_max_delay_ms
+        A batch is released this many milliseconds after its oldest job came; 0 or more.
+    parallel_kernels
+        ``"auto"`` runs a batch on several threads where it is worth it, ``"never"`` on one.
+        ``"never"`` leaves Numba's threading layer alone, which keeps later forks possible under
+        OpenMP.
+    drain_timeout_s
+        How long closing waits for jobs in flight, in seconds; 0 or more.
+
+    Raises
+    ------
+    ConfigError
+        A field has a wrong type, is out of range, or contradicts another one.
+    """
+
+    cpu_parallelism: int = field(default_factory=available_cpus)
+    queue_capacity: int = 512
+    backpressure_busy_threshold: int | None = None
+    inline_max_cost: int = 8_000
+    spawn_max_cost: int = 60_000
+    batch_min_scaling: float = 0.70
+    pressure_batch_min_scaling: float = 0.65
+    batch_max_jobs: int = 64
+    batch_max_delay_ms: float = 2.0
+    parallel_kernels: Literal["auto", "never"] = "auto"
+    drain_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_integer(self, "cpu_parallelism", 1)
+        _check_integer(self, "queue_capacity", 1)
+        _check_integer(self, "inline_max_cost", 0)
+        _check_integer(self, "spawn_max_cost", 0)
+        _check_integer(self, "batch_max_jobs", 1)
+        _check_number(self, "batch_min_scaling", 1.0)
+        _check_number(self, "pressure_batch_min_scaling", 1.0)
+        _check_number(self, "batch_max_delay_ms")
+        _check_number(self, "drain_timeout_s")
+        if self.backpressure_busy_threshold is not None:
+            _check_integer(self, "backpressure_busy_threshold", 1)
+            if self.backpressure_busy_threshold > self.cpu_parallelism:
+                raise ConfigError(
+                    f"backpressure_busy_threshold must be at most cpu_parallelism "
+                    f"({self.cpu_parallelism}), got {self.backpressure_busy_threshold}: with more, "
+                    "it would never be reached"
+                )
+        if self.inline_max_cost > self.spawn_max_cost:
+            raise ConfigError(
+                f"inline_max_cost must be at most spawn_max_cost ({self.spawn_max_cost}), "
+                f"got {self.inline_max_cost}"
+            )
+        if self.parallel_kernels not in ("auto", "never"):
+            raise ConfigError(
+                f"parallel_kernels must be 'auto' or 'never', got {self.parallel_kernels!r}"
+            )
+
+    @property
+    def busy_threshold(self) -> int:
+        """The busy threshold in effect, with the default worked out."""
+        if self.backpressure_busy_threshold is None:
+            return max(1, self.cpu_parallelism - 1)
+        return self.backpressure_busy_threshold
+
+    @classmethod
+    def original(cls) -> Self:
+        """Return HelixRouter's default settings: 8 slots, busy from 7, batches of 8 or 10 ms."""
+        return cls(
+            cpu_parallelism=8,
+            backpressure_busy_threshold=7,
+            batch_max_jobs=8,
+            batch_max_delay_ms=10.0,
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, checked as a whole.
+
+        Raises
+        ------
+        ConfigError
+            A name isn't a field's, or the result can't be.
+        """
+        names = [each.name for each in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise ConfigError(f"no setting is named {name!r}; there are {', '.join(names)}")
+        return dataclasses.replace(self, **changes)
+
+
+def _check_integer(config: RouterConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if type(value) is not int:
+        raise ConfigError(f"{name} must be an integer, got {value!r}")
+    if not least <= value < 2**64:
+        raise ConfigError(f"{name} must be at least {least} and below 2**64, got {value}")
+
+
+def _check_number(config: RouterConfig, name: str, most: float = math.inf) -> None:
+    value = getattr(config, name)
+    if type(value) not in (int, float):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= most or value == math.inf:  # the first is false for NaN
+        allowed = "finite and >= 0" if most == math.inf else f"in 0 .. {most:g}"
+        raise ConfigError(f"{name} must be {allowed}, got {value}")

@@ -1,0 +1,215 @@
+"""The life of a job: from its entry in the books to the one place that settles it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Protocol
+
+from helixnb._records import Decision, Job, Outcome, Status, Strategy
+
+WINDOW = 4_096
+"""How many latencies a strategy keeps for its quantiles, newest first out of the ring."""
+
+logger = logging.getLogger("helixnb")
+
+
+class Signal(Protocol):
+    """What a job's caller waits for: an ``anyio.Event``."""
+
+    def set(self) -> object:
+        """Wake whoever waits."""
+        ...
+
+    async def wait(self) -> object:
+        """Wait until it is set."""
+        ...
+
+
+class Entry:
+    """A job on its way from a caller to its outcome.
+
+    Attributes
+    ----------
+    decision, strategy, reason
+        What the policy chose, and how and why the job runs in fact; set by `decide`.
+    call
+        Runs the job: a kernel's solo form with its arguments bound, or the callable of `run`.
+    context
+        The caller's context variables, where the call should see them.
+    kernel, inputs
+        What a batch gathers; None for a callable.
+    predicted_ns
+        How long the job should take, infinite for what isn't known.
+    queue
+        Where the job waits, None while it doesn't.
+    started
+        Whether a thread has begun with it; written by that thread.
+    orphaned
+        Whether its ticket is gone, so that nobody will see it fail.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "call",
+        "context",
+        "decision",
+        "done",
+        "inputs",
+        "job",
+        "kernel",
+        "orphaned",
+        "outcome",
+        "predicted_ns",
+        "queue",
+        "reason",
+        "started",
+        "strategy",
+    )
+
+    decision: Decision
+    strategy: Strategy
+    reason: str
+
+    def __init__(
+        self,
+        job: Job,
+        call: Callable[[], Any],
+        *,
+        done: Signal,
+        arrived_ns: int,
+        kernel: Any = None,
+        inputs: Any = None,
+    ) -> None:
+        self.job = job
+        self.call = call
+        self.done = done
+        self.arrived_ns = arrived_ns
+        self.kernel = kernel
+        self.inputs = inputs
+        self.context: Context | None = None
+        self.predicted_ns = math.inf
+        self.queue: Any = None
+        self.started = False
+        self.orphaned = False
+        self.outcome: Outcome | None = None
+
+    def decide(self, decision: Decision) -> None:
+        """Note the policy's choice, which is how the job runs unless it is rerouted."""
+        self.decision = decision
+        self.strategy = decision.strategy
+        self.reason = decision.reason
+
+    def reroute(self, strategy: Strategy, reason: str) -> None:
+        """Let the job run otherwise than decided."""
+        self.strategy = strategy
+        self.reason = reason
+
+
+class LatencyWindow:
+    """The latest latencies of one strategy in nanoseconds, and the sum over all of them."""
+
+    __slots__ = ("count", "latest_ns", "sum_ns")
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self.latest_ns = array("q", bytes(8 * size))
+        self.count = 0
+        self.sum_ns = 0
+
+    def record(self, latency_ns: int) -> None:
+        """Keep one latency; the oldest gives way."""
+        self.latest_ns[self.count % len(self.latest_ns)] = latency_ns
+        self.count += 1
+        self.sum_ns += latency_ns
+
+    def kept_ns(self) -> array[int]:
+        """Return the latencies kept, in no particular order."""
+        return self.latest_ns[: min(self.count, len(self.latest_ns))]
+
+
+class Ledger:
+    """Every job is entered once and settled once; the counts follow from that.
+
+    ``submitted == in_flight + completed + dropped + failed + cancelled`` at any time. Used from
+    the router's event loop only.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.submitted = 0
+        self.in_flight = 0
+        self.by_status = dict.fromkeys(Status, 0)
+        self.within_budget = 0
+        self.decided = dict.fromkeys(Strategy, 0)
+        self.routed = dict.fromkeys(Strategy, 0)
+        self.dropped_by_reason: Counter[str] = Counter()
+        self.latency = {strategy: LatencyWindow() for strategy in Strategy}
+        self.on_idle: Callable[[], object] | None = None
+
+    def enter(self, entry: Entry) -> None:
+        """Count a job in."""
+        self.submitted += 1
+        self.in_flight += 1
+        self.decided[entry.decision.strategy] += 1
+
+    def settle(
+        self,
+        entry: Entry,
+        status: Status,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> bool:
+        """End a job: record its outcome, count it, wake its caller.
+
+        The first call for an entry wins; a later one does nothing and returns False, such as the
+        result of a kernel whose caller has been cancelled meanwhile.
+        """
+        if entry.outcome is not None:
+            return False
+        if entry.queue is not None:
+            entry.queue.discard(entry)
+        latency_ns = self._clock() - entry.arrived_ns
+        entry.outcome = outcome = Outcome(
+            job_id=entry.job.id,
+            kind=entry.job.kind,
+            status=status,
+            decided=entry.decision.strategy,
+            strategy=entry.strategy,
+            reason=entry.reason if reason is None else reason,
+            latency_ms=latency_ns / 1e6,
+            latency_budget_ms=entry.job.latency_budget_ms,
+            error=error,
+            retry_after_s=retry_after_s,
+            _value=value,
+        )
+        self.in_flight -= 1
+        self.by_status[status] += 1
+        self.routed[entry.strategy] += 1
+        if status is Status.COMPLETED:
+            self.latency[entry.strategy].record(latency_ns)
+            self.within_budget += outcome.met_budget
+        elif status is Status.DROPPED:
+            self.dropped_by_reason[outcome.reason] += 1
+        elif status is Status.FAILED and entry.orphaned:
+            log_unseen_failure(outcome)
+        entry.done.set()
+        if self.in_flight == 0 and self.on_idle is not None:
+            self.on_idle()
+        return True
+
+
+def log_unseen_failure(outcome: Outcome) -> None:
+    """Log a failure that nobody will read from an outcome."""
+    logger.error(
+        "job %d of kind %s failed, and nobody waits for it",
+        outcome.job_id,
+        outcome.kind,
+        exc_info=outcome.error,
+    )

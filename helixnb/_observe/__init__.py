@@ -1,0 +1,1 @@
+"""What is seen of a router: the routing log and snapshots of its counts."""

@@ -1,0 +1,149 @@
+"""Snapshots of a router's counts; everything that takes time is worked out when read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from helixnb._core.lifecycle import LatencyWindow, Ledger
+from helixnb._records import Status, Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds from submit to outcome, over completed jobs.
+
+    Attributes
+    ----------
+    count
+        How many jobs completed.
+    avg_ms
+        Mean over all of them.
+    p50_ms, p95_ms, p99_ms
+        Quantiles over the latest 4,096, by linear interpolation. All are None before the first.
+    """
+
+    count: int
+    avg_ms: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyStats:
+    """Counts of one strategy.
+
+    Attributes
+    ----------
+    decided
+        Jobs for which the policy chose it.
+    routed
+        Jobs that ended on it, whatever their status.
+    latency
+        Of the jobs that completed on it.
+    """
+
+    decided: int
+    routed: int
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A snapshot of a router.
+
+    Attributes
+    ----------
+    state
+        ``new``, ``open``, ``closing``, ``closed`` or ``crashed``.
+    submitted
+        Jobs taken in: `in_flight` + `completed` + `dropped` + `failed` + `cancelled`, always.
+    within_budget
+        Completed jobs that met their budget or had none.
+    by_strategy
+        For each strategy, by its name.
+    dropped_by_reason
+        Dropped jobs by the reason.
+    cpu_busy, cpu_parallelism
+        CPU slots in use and in all.
+    waiting, queue_capacity
+        Jobs in queues, and how many may be.
+    batches, batched_jobs
+        Kernel calls made for batches, and the jobs in them.
+    parallel_launches
+        Those of the batches that ran on several threads.
+    threading_layer
+        Numba's threading layer in this process, None while it has none.
+    """
+
+    state: str
+    submitted: int
+    in_flight: int
+    completed: int
+    dropped: int
+    failed: int
+    cancelled: int
+    within_budget: int
+    by_strategy: Mapping[str, StrategyStats]
+    dropped_by_reason: Mapping[str, int]
+    cpu_busy: int
+    cpu_parallelism: int
+    waiting: int
+    queue_capacity: int
+    batches: int
+    batched_jobs: int
+    parallel_launches: int
+    threading_layer: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the snapshot as plain dicts, numbers and strings, fit for JSON."""
+        record = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        record["by_strategy"] = {
+            name: dataclasses.asdict(stats) for name, stats in self.by_strategy.items()
+        }
+        record["dropped_by_reason"] = dict(self.dropped_by_reason)
+        return record
+
+
+def summarise(window: LatencyWindow) -> Latency:
+    """Work out average and quantiles of a window."""
+    if window.count == 0:
+        return Latency(count=0, avg_ms=None, p50_ms=None, p95_ms=None, p99_ms=None)
+    p50, p95, p99 = np.quantile(np.array(window.kept_ns()), (0.50, 0.95, 0.99)) / 1e6
+    return Latency(
+        count=window.count,
+        avg_ms=window.sum_ns / window.count / 1e6,
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+    )
+
+
+def snapshot(ledger: Ledger, **state: Any) -> Stats:
+    """Freeze a ledger's counts, next to the rest of the router's `state`."""
+    by_strategy = {
+        strategy.value: StrategyStats(
+            decided=ledger.decided[strategy],
+            routed=ledger.routed[strategy],
+            latency=summarise(ledger.latency[strategy]),
+        )
+        for strategy in Strategy
+    }
+    return Stats(
+        submitted=ledger.submitted,
+        in_flight=ledger.in_flight,
+        completed=ledger.by_status[Status.COMPLETED],
+        dropped=ledger.by_status[Status.DROPPED],
+        failed=ledger.by_status[Status.FAILED],
+        cancelled=ledger.by_status[Status.CANCELLED],
+        within_budget=ledger.within_budget,
+        by_strategy=MappingProxyType(by_strategy),
+        dropped_by_reason=MappingProxyType(dict(ledger.dropped_by_reason)),
+        **state,
+    )

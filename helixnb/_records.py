@@ -1,0 +1,193 @@
+"""What goes in and out: jobs, what a policy sees and says, and outcomes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from helixnb._errors import JobCancelled, JobDropped, JobError
+
+UINT64_MAX = 2**64 - 1
+
+
+class Strategy(StrEnum):
+    """How a job runs. The values are the spelling in logs and metrics."""
+
+    INLINE = "inline"
+    SPAWN = "spawn"
+    CPU_POOL = "cpu_pool"
+    BATCH = "batch"
+    DROP = "drop"
+
+
+class Status(StrEnum):
+    """How a job ended; each ends in one way, once."""
+
+    COMPLETED = "completed"
+    DROPPED = "dropped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """One piece of work, and what it declares about itself.
+
+    Parameters
+    ----------
+    id
+        0 .. 2**64-1. It names the job in logs and seeds MonteCarlo; the router doesn't need it
+        to be unique.
+    kind
+        The name of a kernel of the router.
+    inputs
+        A one-dimensional sequence or array of integers in 0 .. 2**64-1. A contiguous uint64
+        array isn't copied: leave it alone until the outcome is there.
+    compute_cost
+        0 .. 2**64-1, in the unit of the kernel (see the kernels); what a policy compares.
+    scaling_potential
+        0 to 1: how much of it gains from running in parallel, next to its like.
+    latency_budget_ms
+        Milliseconds from submit to outcome that the caller can use, or None for any number.
+        0 is legal, and can't be met.
+
+    Raises
+    ------
+    JobError
+        A field has a wrong type or lies out of range. `inputs` are checked when the job is
+        submitted, since their type is the kernel's to say.
+    """
+
+    id: int
+    kind: str
+    inputs: Sequence[int] | Any = ()
+    compute_cost: int
+    scaling_potential: float = 0.0
+    latency_budget_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "compute_cost"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                    raise JobError(f"{name} must be an integer in 0 .. 2**64-1, got {value!r}")
+                value = int(value)
+                object.__setattr__(self, name, value)
+            if not 0 <= value <= UINT64_MAX:
+                raise JobError(f"{name} must lie in 0 .. 2**64-1, got {value}")
+        if not isinstance(self.kind, str):
+            raise JobError(f"kind must be the name of a kernel, got {self.kind!r}")
+        scaling = _as_float("scaling_potential", self.scaling_potential, "a number in 0 .. 1")
+        if not 0.0 <= scaling <= 1.0:  # false for NaN
+            raise JobError(f"scaling_potential must lie in 0 .. 1, got {scaling}")
+        object.__setattr__(self, "scaling_potential", scaling)
+        if self.latency_budget_ms is not None:
+            allowed = "a number of milliseconds >= 0, or None"
+            budget = _as_float("latency_budget_ms", self.latency_budget_ms, allowed)
+            if not 0.0 <= budget < math.inf:
+                raise JobError(f"latency_budget_ms must be {allowed}, got {budget}")
+
+
+def _as_float(name: str, value: Any, allowed: str) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise JobError(f"{name} must be {allowed}, got {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The pressure a decision is made under; each number has its value at rest.
+
+    Parameters
+    ----------
+    cpu_busy
+        CPU slots in use, over all strategies.
+    """
+
+    cpu_busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A strategy, and the name of the rule that chose it."""
+
+    strategy: Strategy
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """How a job ended.
+
+    Attributes
+    ----------
+    job_id, kind
+        The job's.
+    status
+        `Status.COMPLETED`, ``DROPPED``, ``FAILED`` or ``CANCELLED``.
+    decided
+        The strategy that the policy chose.
+    strategy
+        The strategy that ran. It differs where the chosen one had no room: a spawn without a
+        free slot becomes ``cpu_pool``, a job that finds the queue full becomes ``drop``.
+    reason
+        The rule that decided, or what changed the strategy, or why the job was dropped.
+    latency_ms
+        Milliseconds from submit to outcome.
+    latency_budget_ms
+        The job's budget.
+    error
+        What the kernel raised, if the job failed.
+    retry_after_s
+        For a dropped job, seconds after which a new try may succeed, where that is known.
+    """
+
+    job_id: int
+    kind: str
+    status: Status
+    decided: Strategy
+    strategy: Strategy
+    reason: str
+    latency_ms: float
+    latency_budget_ms: float | None = None
+    error: BaseException | None = None
+    retry_after_s: float | None = None
+    _value: Any = field(default=None, repr=False)
+
+    @property
+    def value(self) -> Any:
+        """The answer.
+
+        Raises
+        ------
+        JobDropped
+            The job was dropped, so there is none.
+        JobCancelled
+            The job was cancelled through its ticket.
+        BaseException
+            Whatever the kernel raised, if the job failed.
+        """
+        if self.status is Status.COMPLETED:
+            return self._value
+        if self.error is not None:
+            raise self.error
+        if self.status is Status.DROPPED:
+            raise JobDropped(self.reason, self.retry_after_s)
+        raise JobCancelled(f"job {self.job_id} was cancelled")
+
+    def value_or(self, default: Any) -> Any:
+        """Return the answer, or `default` if the job did not complete for whatever reason."""
+        return self._value if self.status is Status.COMPLETED else default
+
+    @property
+    def met_budget(self) -> bool:
+        """Whether the job completed, and within its budget if it has one."""
+        return self.status is Status.COMPLETED and (
+            self.latency_budget_ms is None or self.latency_ms <= self.latency_budget_ms
+        )

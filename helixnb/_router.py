@@ -1,0 +1,521 @@
+"""The router: wiring and lifetime. What it wires has modules of its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from helixnb._config import RouterConfig
+from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.policy import Policy, StaticPolicy
+from helixnb._core.queues import Backlog
+from helixnb._errors import JobError, KernelError, RouterStateError, UnknownKindError
+from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane
+from helixnb._exec.slots import Slots
+from helixnb._exec.workers import Workers, run_on_loop
+from helixnb._observe.routing_log import log_route
+from helixnb._observe.stats import Stats, snapshot
+from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._ticket import Ticket
+from helixnb_kernels import BUILT_IN, Kernel, Progress, threading_layer, warm_up
+
+logger = logging.getLogger("helixnb")
+
+SUBMIT_NS = 10_000
+"""About what a submit takes of the event loop besides the kernel."""
+
+_IN_THREADS = (Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH)
+_ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
+
+
+class Router:
+    """Runs each job by the strategy that fits it now.
+
+    Used as ``async with Router() as router``, on asyncio, uvloop or trio. Entering compiles the
+    kernels, or reads them from the disk cache, in a worker thread. Leaving stops intake, waits
+    up to ``drain_timeout_s`` for jobs in flight and drops what is still queued then
+    (``router_closed``); a body that leaves by an exception, cancellation included, isn't waited
+    for. A thread can't be stopped, so leaving waits for kernels that are running. A router opens
+    once. Its methods belong to the event loop that it was opened on.
+
+    Parameters
+    ----------
+    config
+        `RouterConfig()` by default.
+    kernels
+        What kinds of jobs there are; names must be unique.
+    policy
+        What chooses strategies; `StaticPolicy()` by default.
+    progress
+        Called as ``progress(done, total, name)`` in a worker thread while kernels compile.
+    clock
+        Gives nanoseconds; never runs backwards.
+
+    Raises
+    ------
+    KernelError
+        Two kernels have the same name.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig | None = None,
+        *,
+        kernels: Iterable[Kernel] = BUILT_IN,
+        policy: Policy | None = None,
+        progress: Progress | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._config = RouterConfig() if config is None else config
+        self._policy = StaticPolicy() if policy is None else policy
+        self._progress = progress
+        self._clock = clock
+        self._kernels: dict[str, Kernel] = {}
+        for kernel in kernels:
+            self._check_new(kernel)
+            self._kernels[kernel.name] = kernel
+        self._ledger = Ledger(clock)
+        self._backlog = Backlog(self._config.queue_capacity)
+        self._state = "new"
+        self._crash: BaseException | None = None
+        self._thread = 0
+        self._runs = 0
+        self._busy_ns = 0
+
+    # -- Lifetime -----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise RouterStateError("a router opens once; make a new one")
+        self._state = "opening"
+        await self._warm_up(list(self._kernels.values()), self._progress)
+        self._thread = threading.get_ident()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._idle = anyio.Event()
+        self._ledger.on_idle = self._idle_now
+        self._slots = Slots(self._config.cpu_parallelism)
+        self._workers = Workers(self._slots, self._ledger, self._tasks)
+        self._pool = PoolLane(self._backlog, self._slots, self._workers)
+        self._inline = InlineLane(self._backlog, self._ledger, self._clock)
+        self._batches: dict[str, BatchLane] = {}
+        self._lanes: list[Lane] = []
+        self._start(self._pool)
+        self._start(self._inline)
+        for kernel in self._kernels.values():
+            self._start_batches(kernel)
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc is None:
+                await self._close(self._config.drain_timeout_s)
+        finally:
+            if self._state != "crashed":
+                self._state = "closed"
+            self._evict(Status.DROPPED, reason="router_closed")
+            self._tasks.cancel_scope.cancel()
+            # The body's exception is kept from the task group, which would wrap it.
+            await self._tasks.__aexit__(None, None, None)
+        if self._crash is not None and exc is None:
+            raise RouterStateError("the router crashed; the cause is chained") from self._crash
+
+    async def drain(self) -> None:
+        """Wait until no job is in flight. Intake stays open."""
+        self._check_thread()
+        while self._ledger.in_flight:
+            if self._idle.is_set():
+                self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _idle_now(self) -> None:
+        self._idle.set()
+
+    async def close(self) -> None:
+        """Stop intake, drain up to ``drain_timeout_s``, then drop what is still queued.
+
+        Jobs submitted from now on are dropped (``router_closed``). Kernels that are running are
+        waited for when the router is left.
+        """
+        self._check_thread()
+        await self._close(self._config.drain_timeout_s)
+
+    async def _close(self, timeout_s: float) -> None:
+        if self._state == "open":
+            self._state = "closing"
+        if self._state == "closing":
+            with anyio.move_on_after(timeout_s):
+                await self.drain()
+            self._state = "closed"
+        self._evict(Status.DROPPED, reason="router_closed")
+
+    def _evict(self, status: Status, **why: Any) -> None:
+        """Settle every job that no thread has begun with."""
+        for lane in self._lanes:
+            for entry in list(lane.queue):
+                self._ledger.settle(entry, status, **why)
+        for entry in self._workers.handed_over:
+            self._ledger.settle(entry, status, **why)
+
+    def _start(self, lane: Lane) -> None:
+        self._lanes.append(lane)
+        self._tasks.start_soon(self._supervise, lane)
+
+    def _start_batches(self, kernel: Kernel) -> None:
+        lane = BatchLane(self._backlog, self._slots, self._workers, kernel, self, self._clock)
+        self._batches[kernel.name] = lane
+        self._start(lane)
+
+    async def _supervise(self, lane: Lane) -> None:
+        """Run a lane; if it crashes, fail all who wait and close intake, since nobody serves."""
+        try:
+            await lane.run()
+        except Exception as error:
+            logger.exception("the router crashed in %s; it takes no more jobs", type(lane).__name__)
+            self._state = "crashed"
+            self._crash = error
+            failure = RouterStateError(f"the router crashed: {error!r}")
+            failure.__cause__ = error
+            self._evict(Status.FAILED, error=failure)
+
+    # -- Kernels and settings -----------------------------------------------------------------
+
+    @property
+    def config(self) -> RouterConfig:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The kinds of jobs that this router takes."""
+        return tuple(self._kernels)
+
+    def reconfigure(self, **changes: Any) -> RouterConfig:
+        """Change settings of the running router: all of them, or none.
+
+        Returns the new configuration, in force for every decision from now on. Jobs that are
+        queued or running stay where they are: with fewer slots or a smaller queue, the excess
+        drains.
+
+        Raises
+        ------
+        ConfigError
+            A name isn't a setting's, or the result can't be.
+        """
+        self._config = self._config.replace(**changes)
+        self._backlog.capacity = self._config.queue_capacity
+        if self._state not in ("new", "opening"):
+            self._check_thread()
+            self._slots.resize(self._config.cpu_parallelism)
+            for lane in self._lanes:
+                lane.wake()
+        return self._config
+
+    async def add_kernel(self, kernel: Kernel) -> None:
+        """Compile a further kernel in a worker thread, then take jobs of its kind.
+
+        Raises
+        ------
+        KernelError
+            The router has a kernel of that name.
+        """
+        self._check_open()
+        self._check_new(kernel)
+        await self._warm_up([kernel], None)
+        self._check_open()
+        self._check_new(kernel)  # another task may have added one meanwhile
+        self._kernels[kernel.name] = kernel
+        self._start_batches(kernel)
+
+    def _check_new(self, kernel: Kernel) -> None:
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"a kernel must be a helixnb_kernels.Kernel, got {kernel!r}")
+        if kernel.name in self._kernels:
+            raise KernelError(
+                f"kernel names must be unique in a router, got a second {kernel.name!r}"
+            )
+
+    async def _warm_up(self, kernels: list[Kernel], progress: Progress | None) -> None:
+        compile_all = functools.partial(
+            warm_up, kernels, parallel=self._config.parallel_kernels == "auto", progress=progress
+        )
+        await anyio.to_thread.run_sync(compile_all, limiter=anyio.CapacityLimiter(1))
+
+    # -- Jobs ---------------------------------------------------------------------------------
+
+    async def submit(self, job: Job) -> Outcome:
+        """Run a job by the strategy that fits it now, and wait for its outcome.
+
+        If the caller is cancelled, so is the job: a queued one never runs, a running one ends in
+        its thread, unheard. An inline job runs inside this call.
+
+        Raises
+        ------
+        JobError
+            The job doesn't fit its kernel, or there is none of that kind. Nothing ran.
+        RouterStateError
+            The router isn't open, is another thread's, or has crashed. A router that is closing
+            or closed drops the job instead (``router_closed``).
+        """
+        entry = self._check(job, self._clock())
+        await self._give_way()
+        self._enter(entry)
+        return await self._finish(entry)
+
+    def submit_soon(self, job: Job) -> Ticket:
+        """Take a job in and return at once; no kernel runs inside this call.
+
+        The job belongs to the router: it goes on if the caller is cancelled. A plain-Python
+        kernel sees the caller's context variables, unless it runs in a batch.
+
+        Raises
+        ------
+        JobError, RouterStateError
+            As `submit`.
+        """
+        entry = self._check(job, self._clock())
+        entry.context = copy_context()
+        self._enter(entry, soon=True)
+        return Ticket(entry, self._cancel)
+
+    async def submit_many(self, jobs: Iterable[Job]) -> list[Outcome]:
+        """Run jobs, each by the strategy that fits it, and wait for all outcomes, in order.
+
+        Jobs without a budget are taken in at the pace at which earlier ones of the same call
+        leave the queue; those with one are dropped when it is full, as single jobs are. Latency
+        counts from this call. If the caller is cancelled, so are all jobs that haven't ended.
+
+        Raises
+        ------
+        JobError, RouterStateError
+            As `submit`, for the first job at fault; none has run then.
+        """
+        arrived_ns = self._clock()
+        checked = [self._check(job, arrived_ns) for job in jobs]
+        entries: list[Entry] = []
+        pending: deque[Entry] = deque()
+        try:
+            for entry in checked:
+                await self._give_way()
+                if entry.job.latency_budget_ms is None:
+                    while self._backlog.is_full and pending:
+                        await pending.popleft().done.wait()
+                self._enter(entry)
+                entries.append(entry)
+                if entry.outcome is None and entry.strategy is Strategy.INLINE:
+                    self._run_inline(entry)
+                elif entry.outcome is None:
+                    pending.append(entry)
+            return [await self._finish(entry) for entry in entries]
+        except BaseException:
+            for entry in entries:
+                self._ledger.settle(entry, Status.CANCELLED)
+            raise
+
+    async def run(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        compute_cost: int,
+        scaling_potential: float = 0.0,
+        latency_budget_ms: float | None = None,
+        kind: str | None = None,
+    ) -> Outcome:
+        """Run any callable under the same policy, and wait for its outcome.
+
+        It runs inline only if `compute_cost` declares it cheap (at most ``inline_max_cost``),
+        and is never batched. It should release the GIL for most of its time, as NumPy, hashing
+        and compression do. It sees the caller's context variables.
+
+        Parameters
+        ----------
+        function, args
+            Called as ``function(*args)``; bind keyword arguments with `functools.partial`.
+        compute_cost, scaling_potential, latency_budget_ms
+            As of a `Job`.
+        kind
+            Names it in logs and statistics; the function's qualified name by default.
+
+        Raises
+        ------
+        TypeError
+            `function` isn't callable, or is a coroutine function: await it instead.
+        JobError, RouterStateError
+            As `submit`.
+        """
+        arrived_ns = self._clock()
+        self._check_open()
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {function!r}")
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004  # its kind is asked for, not whether
+        ):
+            raise TypeError(f"function must not be a coroutine function, got {function!r}")
+        self._runs += 1
+        job = Job(
+            id=self._runs,
+            kind=_name_of(function) if kind is None else kind,
+            compute_cost=compute_cost,
+            scaling_potential=scaling_potential,
+            latency_budget_ms=latency_budget_ms,
+        )
+        entry = Entry(
+            job, functools.partial(function, *args), done=anyio.Event(), arrived_ns=arrived_ns
+        )
+        entry.context = copy_context()
+        await self._give_way()
+        self._enter(entry)
+        return await self._finish(entry)
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the router's counts; see `Stats`."""
+        is_open = self._state not in ("new", "opening")
+        return snapshot(
+            self._ledger,
+            state=self._state,
+            cpu_busy=self._slots.busy if is_open else 0,
+            cpu_parallelism=self._config.cpu_parallelism,
+            waiting=self._backlog.waiting,
+            queue_capacity=self._backlog.capacity,
+            batches=self._workers.batches if is_open else 0,
+            batched_jobs=self._workers.batched_jobs if is_open else 0,
+            parallel_launches=self._workers.parallel_launches if is_open else 0,
+            threading_layer=threading_layer(),
+        )
+
+    # -- A job's way --------------------------------------------------------------------------
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            if self._state in ("new", "opening"):
+                raise RouterStateError("the router isn't open: use it in `async with router:`")
+            raise RouterStateError("a router belongs to the thread of the event loop it opened on")
+
+    def _check_open(self) -> None:
+        self._check_thread()
+        if self._state == "crashed":
+            raise RouterStateError("the router has crashed and takes no jobs") from self._crash
+
+    def _check(self, job: Job, arrived_ns: int) -> Entry:
+        """Return the job ready to be entered; raises if no kernel here can run it."""
+        self._check_open()
+        if not isinstance(job, Job):
+            raise TypeError(f"job must be a helixnb.Job, got {job!r}")
+        kernel = self._kernels.get(job.kind)
+        if kernel is None:
+            raise UnknownKindError(
+                f"kind must be one of {', '.join(self._kernels) or 'none'}, got {job.kind!r}"
+            )
+        try:
+            inputs = kernel.as_inputs(job.inputs)
+        except (TypeError, ValueError) as error:
+            raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
+        return Entry(
+            job,
+            functools.partial(kernel.solo, inputs, job.compute_cost, job.id),
+            done=anyio.Event(),
+            arrived_ns=arrived_ns,
+            kernel=kernel,
+            inputs=inputs,
+        )
+
+    async def _give_way(self) -> None:
+        """Let other tasks run after a millisecond of submits that didn't wait for anything."""
+        self._busy_ns += SUBMIT_NS
+        if self._busy_ns > CHUNK_NS:
+            self._busy_ns = 0
+            await checkpoint()
+
+    def _enter(self, entry: Entry, *, soon: bool = False) -> None:
+        """Decide, enter the job in the books, and put it where it runs.
+
+        An inline job is left to the caller, unless it shall run soon, but not now.
+        """
+        job = entry.job
+        load = Load(cpu_busy=self._slots.busy)
+        if self._state == "open":
+            entry.decide(self._policy.decide(job, load, self._config))
+        else:
+            entry.decide(_ROUTER_CLOSED)
+        if entry.kernel is not None and entry.strategy in _IN_THREADS:
+            entry.predicted_ns = entry.kernel.predict_ns(job.compute_cost, len(entry.inputs))
+        self._ledger.enter(entry)
+        self._place(entry, soon=soon)
+        log_route(entry, load)
+        if entry.strategy is Strategy.DROP:
+            self._ledger.settle(entry, Status.DROPPED)
+
+    def _place(self, entry: Entry, *, soon: bool) -> None:
+        if entry.kernel is None:
+            if entry.strategy is Strategy.BATCH:
+                entry.reroute(Strategy.CPU_POOL, "not_batchable")
+            elif (
+                entry.strategy is Strategy.INLINE
+                and entry.job.compute_cost > self._config.inline_max_cost
+            ):
+                entry.reroute(Strategy.SPAWN, "not_declared_cheap")
+        if entry.strategy is Strategy.SPAWN:
+            lease = self._slots.take_nowait()
+            if lease is not None:
+                self._workers.start_chunk(lease, [entry])
+                return
+            entry.reroute(Strategy.CPU_POOL, "spawn_saturated")
+        if entry.strategy is Strategy.CPU_POOL:
+            self._queue(entry, self._pool)
+        elif entry.strategy is Strategy.BATCH:
+            self._queue(entry, self._batches[entry.job.kind])
+        elif entry.strategy is Strategy.INLINE and soon:
+            self._queue(entry, self._inline)
+
+    def _queue(self, entry: Entry, lane: Lane) -> None:
+        if self._backlog.is_full:
+            entry.reroute(Strategy.DROP, "queue_full")
+        else:
+            lane.push(entry)
+
+    def _run_inline(self, entry: Entry) -> None:
+        started_ns = self._clock()
+        run_on_loop(self._ledger, entry)
+        self._busy_ns += self._clock() - started_ns
+
+    async def _finish(self, entry: Entry) -> Outcome:
+        """Bring a job that its caller waits for to its outcome."""
+        if entry.outcome is None and entry.strategy is Strategy.INLINE:
+            self._run_inline(entry)
+        elif entry.outcome is None:
+            try:
+                await entry.done.wait()
+            except BaseException:
+                self._ledger.settle(entry, Status.CANCELLED)
+                raise
+            self._busy_ns = 0
+        assert entry.outcome is not None  # run or awaited just now
+        return entry.outcome
+
+    def _cancel(self, entry: Entry) -> bool:
+        self._check_thread()
+        return self._ledger.settle(entry, Status.CANCELLED)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__qualname__)

@@ -1,0 +1,26 @@
+"""Numba kernels that release the GIL, alone and in batches; usable without the router."""
+
+from helixnb_kernels._kernel import BatchResult, Kernel, Progress, warm_up
+from helixnb_kernels._threads import parallel_is_safe, threading_layer
+from helixnb_kernels.hash_mix import HASH_MIX, hash_mix
+from helixnb_kernels.monte_carlo import MONTE_CARLO, monte_carlo_var
+from helixnb_kernels.prime_count import PRIME_COUNT, prime_count
+
+BUILT_IN = (HASH_MIX, PRIME_COUNT, MONTE_CARLO)
+"""The kernels of a router that is given none."""
+
+__all__ = [
+    "BUILT_IN",
+    "HASH_MIX",
+    "MONTE_CARLO",
+    "PRIME_COUNT",
+    "BatchResult",
+    "Kernel",
+    "Progress",
+    "hash_mix",
+    "monte_carlo_var",
+    "parallel_is_safe",
+    "prime_count",
+    "threading_layer",
+    "warm_up",
+]

@@ -1,0 +1,101 @@
+"""Parallel launches that can't abort the process: threading layer, forks, one region at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import threading
+from collections.abc import Iterator
+
+import numba
+from numba.core import config
+
+_region = threading.Lock()
+_forked_under_omp = False
+
+
+def threading_layer() -> str | None:
+    """Return Numba's threading layer (``tbb``, ``omp``, ``workqueue``), None if not yet chosen."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:  # Numba's way to say that none is initialised
+        return None
+
+
+def choose_threading_layer() -> str:
+    """Initialise Numba's threading layer, without a launch, and return its name.
+
+    A ``tbb`` package in the same environment is loaded first: its library lies where the loader
+    doesn't look, so Numba alone would pass it over. Under ``omp`` a process that has chosen can't
+    run parallel code in its forked children any more, so this is for warm-up, not for import.
+    """
+    layer = threading_layer()
+    if layer is None:
+        if str(config.THREADING_LAYER).lower() in (
+            "default",
+            "tbb",
+            "safe",
+            "threadsafe",
+            "forksafe",
+        ):
+            _preload_tbb()
+        numba.get_num_threads()
+        layer = str(numba.threading_layer())
+    return layer
+
+
+def _preload_tbb() -> None:
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name in ("libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(file.locate()))
+
+
+def parallel_is_safe() -> bool:
+    """Tell whether a parallel region may start in this process, whatever its other threads do.
+
+    Not under ``workqueue``, which aborts the process when two threads launch at once, nor in a
+    child forked after the parent chose ``omp``, which GNU OpenMP terminates. Initialises the
+    threading layer.
+    """
+    if config.DISABLE_JIT:
+        return False
+    return not _forked_under_omp and choose_threading_layer() in ("tbb", "omp")
+
+
+@contextlib.contextmanager
+def parallel_region(threads: int) -> Iterator[bool]:
+    """Claim the process's one parallel region for `threads` threads, never waiting for it.
+
+    Yields False where it is taken, or where parallel code isn't safe: run the serial form then.
+    """
+    if threads < 2 or not parallel_is_safe() or not _region.acquire(blocking=False):
+        yield False
+        return
+    try:
+        # The mask is per thread and not inherited, so it is set for every launch.
+        previous = numba.get_num_threads()
+        numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        try:
+            yield True
+        finally:
+            numba.set_num_threads(previous)
+    finally:
+        _region.release()
+
+
+def _after_fork_in_child() -> None:
+    global _region, _forked_under_omp
+    _region = threading.Lock()  # the thread that may have held the old one isn't here
+    if threading_layer() == "omp":
+        _forked_under_omp = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
