@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -19,7 +20,6 @@ from helixnb._router import Router
 from helixnb.workload import closed_loop, light_mix, open_loop, read_jobs
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 CLIENTS = 32
@@ -37,22 +37,30 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, HelixError) as error:
         print(f"helixnb: {error}", file=sys.stderr)
         return 2
+    if not options.json and importlib.util.find_spec("rich") is None:
+        print(
+            "helixnb: the demo draws with rich: pip install 'helixnb[demo]' "
+            "(--json works without it)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        stats, elapsed_s = anyio.run(_drive, jobs, options, None if options.json else _progress())
+    except ExceptionGroup as group:  # the clients' tasks; a job of a file that no kernel takes
+        errors = group.subgroup(HelixError)
+        if errors is None:
+            raise
+        print(f"helixnb: {_first(errors)}", file=sys.stderr)
+        return 2
     if options.json:
-        stats, _ = anyio.run(_drive, jobs, options, None)
         print(json.dumps(stats.as_dict()))
     else:
-        try:
-            from rich.console import Console
-        except ModuleNotFoundError:
-            print(
-                "helixnb: the demo draws with rich: pip install 'helixnb[demo]' "
-                "(--json works without it)",
-                file=sys.stderr,
-            )
-            return 2
-        stats, elapsed_s = anyio.run(_drive, jobs, options, _progress())
-        _report(Console(), stats, elapsed_s, options)
+        _report(stats, elapsed_s, options)
     return 1 if stats.failed else 0
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,7 +146,8 @@ def _progress() -> Progress:
     )
 
 
-def _report(console: Console, stats: Stats, elapsed_s: float, options: argparse.Namespace) -> None:
+def _report(stats: Stats, elapsed_s: float, options: argparse.Namespace) -> None:
+    from rich.console import Console
     from rich.table import Table
 
     routing = Table(
@@ -172,6 +181,7 @@ def _report(console: Console, stats: Stats, elapsed_s: float, options: argparse.
 
     loop = f"{CLIENTS} clients" if options.rate is None else f"open loop, {options.rate:g} jobs/s"
     source = f"light mix, seed {options.seed}" if options.file is None else str(options.file)
+    console = Console()
     console.print(routing)
     console.print(drops)
     console.print(

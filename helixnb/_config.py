@@ -37,6 +37,10 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return None
 
 
+LONGEST = 1e9
+"""The largest delay or timeout, in its unit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
     """The settings of a router. Each can be changed on a running one: `Router.reconfigure`.
@@ -66,7 +70,11 @@ class RouterConfig:
     parallel_kernels
         ``"auto"`` runs a batch on several threads where it is worth it, ``"never"`` on one.
         ``"never"`` leaves Numba's threading layer alone, which keeps later forks possible under
-        OpenMP.
+        OpenMP. Changed on a running router to ``"auto"``, it is for kernels added from then on.
+    max_job_s
+        Seconds of predicted work from which on a job is dropped (``too_large``): a thread can't
+        be stopped, so this bounds how long leaving the router may take. 0 or more. What is not
+        predicted, the callables of `Router.run`, isn't bounded.
     drain_timeout_s
         How long closing waits for jobs in flight, in seconds; 0 or more.
 
@@ -86,6 +94,7 @@ class RouterConfig:
     batch_max_jobs: int = 64
     batch_max_delay_ms: float = 2.0
     parallel_kernels: Literal["auto", "never"] = "auto"
+    max_job_s: float = 30.0
     drain_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -96,8 +105,9 @@ class RouterConfig:
         _check_integer(self, "batch_max_jobs", 1)
         _check_number(self, "batch_min_scaling", 1.0)
         _check_number(self, "pressure_batch_min_scaling", 1.0)
-        _check_number(self, "batch_max_delay_ms")
-        _check_number(self, "drain_timeout_s")
+        _check_number(self, "batch_max_delay_ms", LONGEST)
+        _check_number(self, "drain_timeout_s", LONGEST)
+        _check_number(self, "max_job_s", LONGEST)
         if self.backpressure_busy_threshold is not None:
             _check_integer(self, "backpressure_busy_threshold", 1)
             if self.backpressure_busy_threshold > self.cpu_parallelism:
@@ -156,10 +166,9 @@ def _check_integer(config: RouterConfig, name: str, least: int) -> None:
         raise ConfigError(f"{name} must be at least {least} and below 2**64, got {value}")
 
 
-def _check_number(config: RouterConfig, name: str, most: float = math.inf) -> None:
+def _check_number(config: RouterConfig, name: str, most: float) -> None:
     value = getattr(config, name)
     if type(value) not in (int, float):
         raise ConfigError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= most or value == math.inf:  # the first is false for NaN
-        allowed = "finite and >= 0" if most == math.inf else f"in 0 .. {most:g}"
-        raise ConfigError(f"{name} must be {allowed}, got {value}")
+    if not 0 <= value <= most:  # false for NaN
+        raise ConfigError(f"{name} must lie in 0 .. {most:g}, got {value}")

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import TracebackType
 from typing import Any
 
 from helixnb._errors import JobCancelled, JobDropped, JobError
@@ -97,7 +98,10 @@ def _as_float(name: str, value: Any, allowed: str) -> float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise JobError(f"{name} must be {allowed}, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise JobError(f"{name} must be {allowed}, got {value}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,10 @@ class Decision:
 
     strategy: Strategy
     reason: str
+
+    def __post_init__(self) -> None:
+        if type(self.strategy) is not Strategy:  # a policy's plain "inline" is legal
+            object.__setattr__(self, "strategy", Strategy(self.strategy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,6 +167,7 @@ class Outcome:
     error: BaseException | None = None
     retry_after_s: float | None = None
     _value: Any = field(default=None, repr=False)
+    _traceback: TracebackType | None = field(default=None, repr=False)
 
     @property
     def value(self) -> Any:
@@ -176,7 +185,8 @@ class Outcome:
         if self.status is Status.COMPLETED:
             return self._value
         if self.error is not None:
-            raise self.error
+            # From where the kernel raised it: each raise would lengthen the traceback otherwise.
+            raise self.error.with_traceback(self._traceback)
         if self.status is Status.DROPPED:
             raise JobDropped(self.reason, self.retry_after_s)
         raise JobCancelled(f"job {self.job_id} was cancelled")

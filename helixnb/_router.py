@@ -28,14 +28,20 @@ from helixnb._observe.routing_log import log_route
 from helixnb._observe.stats import Stats, snapshot
 from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
 from helixnb._ticket import Ticket
-from helixnb_kernels import BUILT_IN, Kernel, Progress, threading_layer, warm_up
+from helixnb_kernels import (
+    BUILT_IN,
+    Kernel,
+    parallel_is_safe,
+    threading_layer,
+    warm_up,
+)
 
 logger = logging.getLogger("helixnb")
 
+Progress = Callable[[int, int, str], None]
 SUBMIT_NS = 10_000
 """About what a submit takes of the event loop besides the kernel."""
 
-_IN_THREADS = (Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH)
 _ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
 
@@ -78,7 +84,11 @@ class Router:
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._config = RouterConfig() if config is None else config
+        if not isinstance(self._config, RouterConfig):
+            raise TypeError(f"config must be a RouterConfig, got {config!r}")
         self._policy = StaticPolicy() if policy is None else policy
+        if not callable(getattr(self._policy, "decide", None)):
+            raise TypeError(f"policy must have a method decide, got {policy!r}")
         self._progress = progress
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
@@ -99,6 +109,8 @@ class Router:
         if self._state != "new":
             raise RouterStateError("a router opens once; make a new one")
         self._state = "opening"
+        if self._config.parallel_kernels == "auto":
+            parallel_is_safe()  # chooses the threading layer: here, and not in the worker thread
         await self._warm_up(list(self._kernels.values()), self._progress)
         self._thread = threading.get_ident()
         self._tasks = anyio.create_task_group()
@@ -128,9 +140,7 @@ class Router:
             if exc is None:
                 await self._close(self._config.drain_timeout_s)
         finally:
-            if self._state != "crashed":
-                self._state = "closed"
-            self._evict(Status.DROPPED, reason="router_closed")
+            self._shut()
             self._tasks.cancel_scope.cancel()
             # The body's exception is kept from the task group, which would wrap it.
             await self._tasks.__aexit__(None, None, None)
@@ -161,18 +171,16 @@ class Router:
         if self._state == "open":
             self._state = "closing"
         if self._state == "closing":
+            for lane in self._lanes:
+                lane.wake()  # a batch that gathers has no company to wait for any more
             with anyio.move_on_after(timeout_s):
                 await self.drain()
-            self._state = "closed"
-        self._evict(Status.DROPPED, reason="router_closed")
+        self._shut()
 
-    def _evict(self, status: Status, **why: Any) -> None:
-        """Settle every job that no thread has begun with."""
-        for lane in self._lanes:
-            for entry in list(lane.queue):
-                self._ledger.settle(entry, status, **why)
-        for entry in self._workers.handed_over:
-            self._ledger.settle(entry, status, **why)
+    def _shut(self) -> None:
+        if self._state != "crashed":
+            self._state = "closed"
+        self._ledger.evict(Status.DROPPED, reason="router_closed")
 
     def _start(self, lane: Lane) -> None:
         self._lanes.append(lane)
@@ -184,7 +192,7 @@ class Router:
         self._start(lane)
 
     async def _supervise(self, lane: Lane) -> None:
-        """Run a lane; if it crashes, fail all who wait and close intake, since nobody serves."""
+        """Run a lane; when it ends, close intake and answer all who wait, since nobody serves."""
         try:
             await lane.run()
         except Exception as error:
@@ -193,7 +201,9 @@ class Router:
             self._crash = error
             failure = RouterStateError(f"the router crashed: {error!r}")
             failure.__cause__ = error
-            self._evict(Status.FAILED, error=failure)
+            self._ledger.evict(Status.FAILED, error=failure)
+        finally:
+            self._shut()
 
     # -- Kernels and settings -----------------------------------------------------------------
 
@@ -201,6 +211,11 @@ class Router:
     def config(self) -> RouterConfig:
         """The configuration in force."""
         return self._config
+
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs are taken: it was entered, and isn't closing."""
+        return self._state == "open"
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -219,10 +234,12 @@ class Router:
         ConfigError
             A name isn't a setting's, or the result can't be.
         """
+        is_running = self._state not in ("new", "opening")
+        if is_running:
+            self._check_thread()
         self._config = self._config.replace(**changes)
         self._backlog.capacity = self._config.queue_capacity
-        if self._state not in ("new", "opening"):
-            self._check_thread()
+        if is_running:
             self._slots.resize(self._config.cpu_parallelism)
             for lane in self._lanes:
                 lane.wake()
@@ -235,14 +252,21 @@ class Router:
         ------
         KernelError
             The router has a kernel of that name.
+        RouterStateError
+            The router isn't open.
         """
-        self._check_open()
+        self._check_takes_kernels()
         self._check_new(kernel)
         await self._warm_up([kernel], None)
-        self._check_open()
+        self._check_takes_kernels()
         self._check_new(kernel)  # another task may have added one meanwhile
         self._kernels[kernel.name] = kernel
         self._start_batches(kernel)
+
+    def _check_takes_kernels(self) -> None:
+        self._check_open()
+        if not self.is_open:
+            raise RouterStateError(f"the router is {self._state} and takes no kernels")
 
     def _check_new(self, kernel: Kernel) -> None:
         if not isinstance(kernel, Kernel):
@@ -293,7 +317,7 @@ class Router:
         entry = self._check(job, self._clock())
         entry.context = copy_context()
         self._enter(entry, soon=True)
-        return Ticket(entry, self._cancel)
+        return Ticket(entry, self._ledger, self._check_thread)
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Outcome]:
         """Run jobs, each by the strategy that fits it, and wait for all outcomes, in order.
@@ -308,7 +332,10 @@ class Router:
             As `submit`, for the first job at fault; none has run then.
         """
         arrived_ns = self._clock()
-        checked = [self._check(job, arrived_ns) for job in jobs]
+        checked = []
+        for job in jobs:
+            await self._give_way()
+            checked.append(self._check(job, arrived_ns))
         entries: list[Entry] = []
         pending: deque[Entry] = deque()
         try:
@@ -365,20 +392,20 @@ class Router:
         self._check_open()
         if not callable(function):
             raise TypeError(f"function must be callable, got {function!r}")
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  # its kind is asked for, not whether
-        ):
-            raise TypeError(f"function must not be a coroutine function, got {function!r}")
+        inner = _unwrap(function)
+        for each in (inner, type(inner).__call__):
+            if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+                raise TypeError(f"function must not be a coroutine function, got {function!r}")
         self._runs += 1
         job = Job(
             id=self._runs,
-            kind=_name_of(function) if kind is None else kind,
+            kind=getattr(inner, "__qualname__", type(inner).__qualname__) if kind is None else kind,
             compute_cost=compute_cost,
             scaling_potential=scaling_potential,
             latency_budget_ms=latency_budget_ms,
         )
         entry = Entry(
-            job, functools.partial(function, *args), done=anyio.Event(), arrived_ns=arrived_ns
+            job, functools.partial(_call, function, args), done=anyio.Event(), arrived_ns=arrived_ns
         )
         entry.context = copy_context()
         await self._give_way()
@@ -455,13 +482,15 @@ class Router:
             entry.decide(self._policy.decide(job, load, self._config))
         else:
             entry.decide(_ROUTER_CLOSED)
-        if entry.kernel is not None and entry.strategy in _IN_THREADS:
+        if entry.kernel is not None:
             entry.predicted_ns = entry.kernel.predict_ns(job.compute_cost, len(entry.inputs))
+            if entry.predicted_ns > self._config.max_job_s * 1e9:
+                entry.reroute(Strategy.DROP, "too_large")
         self._ledger.enter(entry)
         self._place(entry, soon=soon)
-        log_route(entry, load)
         if entry.strategy is Strategy.DROP:
             self._ledger.settle(entry, Status.DROPPED)
+        log_route(entry, load)
 
     def _place(self, entry: Entry, *, soon: bool) -> None:
         if entry.kernel is None:
@@ -510,12 +539,16 @@ class Router:
         assert entry.outcome is not None  # run or awaited just now
         return entry.outcome
 
-    def _cancel(self, entry: Entry) -> bool:
-        self._check_thread()
-        return self._ledger.settle(entry, Status.CANCELLED)
 
-
-def _name_of(function: Callable[..., Any]) -> str:
+def _unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    return function
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    value = function(*args)
+    if inspect.iscoroutine(value):  # from a lambda, say, which can't be told beforehand
+        value.close()
+        raise TypeError(f"{function!r} returned a coroutine, which nobody would await")
+    return value

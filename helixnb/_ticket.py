@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from helixnb._core.lifecycle import Entry, log_unseen_failure
+from helixnb._core.lifecycle import Entry, Ledger, log_unseen_failure
 from helixnb._records import Outcome, Status
 
 
@@ -15,11 +15,12 @@ class Ticket:
     read it from the outcome.
     """
 
-    __slots__ = ("_cancel", "_entry", "_seen")
+    __slots__ = ("_check_thread", "_entry", "_ledger", "_seen")
 
-    def __init__(self, entry: Entry, cancel: Callable[[Entry], bool]) -> None:
+    def __init__(self, entry: Entry, ledger: Ledger, check_thread: Callable[[], None]) -> None:
         self._entry = entry
-        self._cancel = cancel
+        self._ledger = ledger
+        self._check_thread = check_thread
         self._seen = False
 
     def __repr__(self) -> str:
@@ -32,7 +33,9 @@ class Ticket:
         if outcome is None:
             self._entry.orphaned = not self._seen
         elif outcome.status is Status.FAILED and not self._seen:
-            log_unseen_failure(outcome)
+            # Without a traceback: to format one parses source text, and a finaliser may run inside
+            # another parse, which CPython 3.11 doesn't survive.
+            log_unseen_failure(outcome, traceback=False)
 
     @property
     def done(self) -> bool:
@@ -40,9 +43,16 @@ class Ticket:
         return self._entry.outcome is not None
 
     async def wait(self) -> Outcome:
-        """Wait for the outcome. Cancelling this leaves the job as it is."""
-        self._seen = True
+        """Wait for the outcome. Cancelling this leaves the job as it is.
+
+        Raises
+        ------
+        RouterStateError
+            This isn't the thread of the router's event loop.
+        """
+        self._check_thread()
         await self._entry.done.wait()
+        self._seen = True
         assert self._entry.outcome is not None  # done is set by what sets the outcome
         return self._entry.outcome
 
@@ -51,5 +61,11 @@ class Ticket:
 
         A queued job never runs. One that is running ends in its thread, unheard: its outcome is
         ``cancelled`` at once, its slot is free when the thread has ended.
+
+        Raises
+        ------
+        RouterStateError
+            This isn't the thread of the router's event loop.
         """
-        return self._cancel(self._entry)
+        self._check_thread()
+        return self._ledger.settle(self._entry, Status.CANCELLED)

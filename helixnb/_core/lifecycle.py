@@ -141,7 +141,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self.submitted = 0
-        self.in_flight = 0
+        self._in_flight: set[Entry] = set()
         self.by_status = dict.fromkeys(Status, 0)
         self.within_budget = 0
         self.decided = dict.fromkeys(Strategy, 0)
@@ -150,10 +150,15 @@ class Ledger:
         self.latency = {strategy: LatencyWindow() for strategy in Strategy}
         self.on_idle: Callable[[], object] | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """How many jobs were entered and not settled yet."""
+        return len(self._in_flight)
+
     def enter(self, entry: Entry) -> None:
         """Count a job in."""
         self.submitted += 1
-        self.in_flight += 1
+        self._in_flight.add(entry)
         self.decided[entry.decision.strategy] += 1
 
     def settle(
@@ -188,8 +193,9 @@ class Ledger:
             error=error,
             retry_after_s=retry_after_s,
             _value=value,
+            _traceback=None if error is None else error.__traceback__,
         )
-        self.in_flight -= 1
+        self._in_flight.remove(entry)
         self.by_status[status] += 1
         self.routed[entry.strategy] += 1
         if status is Status.COMPLETED:
@@ -198,18 +204,25 @@ class Ledger:
         elif status is Status.DROPPED:
             self.dropped_by_reason[outcome.reason] += 1
         elif status is Status.FAILED and entry.orphaned:
-            log_unseen_failure(outcome)
+            log_unseen_failure(outcome, traceback=True)
         entry.done.set()
-        if self.in_flight == 0 and self.on_idle is not None:
+        if not self._in_flight and self.on_idle is not None:
             self.on_idle()
         return True
 
+    def evict(self, status: Status, **why: Any) -> None:
+        """Settle every job that hasn't begun to run, wherever it is."""
+        for entry in list(self._in_flight):
+            if not entry.started:
+                self.settle(entry, status, **why)
 
-def log_unseen_failure(outcome: Outcome) -> None:
+
+def log_unseen_failure(outcome: Outcome, *, traceback: bool) -> None:
     """Log a failure that nobody will read from an outcome."""
     logger.error(
-        "job %d of kind %s failed, and nobody waits for it",
+        "job %d of kind %s failed, and nobody waits for it: %r",
         outcome.job_id,
         outcome.kind,
-        exc_info=outcome.error,
+        outcome.error,
+        exc_info=outcome.error if traceback else None,
     )

@@ -22,11 +22,16 @@ of the event loop: long beside a hop (0.1 ms), short beside a budget."""
 
 
 class Settings(Protocol):
-    """Where a lane reads the configuration of the moment."""
+    """Where a lane reads how its router is set, and whether it still takes jobs."""
 
     @property
     def config(self) -> RouterConfig:
         """The configuration in force."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether further jobs may come."""
         ...
 
 
@@ -119,7 +124,7 @@ class BatchLane(Lane):
                 config.batch_max_jobs,
                 config.batch_max_delay_ms,
             )
-            if gather_ns > 0:
+            if gather_ns > 0 and self._settings.is_open:
                 await self._next_news(gather_ns / 1e9)
                 continue
             lease = await self._slots.take()

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._exec.slots import Lease, Slots
 from helixnb._records import Status
-from helixnb_kernels import BatchResult, Kernel, parallel_is_safe
+from helixnb_kernels import Kernel, max_threads, parallel_region_is_free
 
 PARALLEL_PAYS_NS = 200_000
 """Predicted work of a batch from which on several threads are tried: about what a launch of
@@ -33,21 +33,14 @@ class Workers:
         self._slots = slots
         self._ledger = ledger
         self._tasks = tasks
-        self._running: set[Entry] = set()
         # The lease is what bounds the threads; anyio's own limiter would count them twice.
         self._unbounded = anyio.CapacityLimiter(math.inf)
         self.batches = 0
         self.batched_jobs = 0
         self.parallel_launches = 0
 
-    @property
-    def handed_over(self) -> list[Entry]:
-        """The jobs that no thread has begun with yet, although one holds them."""
-        return [entry for entry in self._running if not entry.started]
-
     def start_chunk(self, lease: Lease, entries: list[Entry]) -> None:
         """Run jobs one after the other in one thread, then release the lease."""
-        self._running.update(entries)
         self._tasks.start_soon(self._hold, lease, entries, self._chunk)
 
     def start_batch(self, lease: Lease, kernel: Kernel, entries: list[Entry], threads: int) -> None:
@@ -55,11 +48,7 @@ class Workers:
 
         Further slots are added to the lease as they are free, and as the work is worth it.
         """
-        predicted_ns = sum(entry.predicted_ns for entry in entries)
-        if kernel.parallel is not None and predicted_ns >= PARALLEL_PAYS_NS and parallel_is_safe():
-            self._slots.extend(lease, min(threads, len(entries)) - 1)
-        self._running.update(entries)
-        self._tasks.start_soon(self._hold, lease, entries, self._batch, kernel, lease)
+        self._tasks.start_soon(self._hold, lease, entries, self._batch, kernel, threads)
 
     async def _hold(
         self,
@@ -70,7 +59,7 @@ class Workers:
     ) -> None:
         """Run `entries`; whatever happens, settle all of them and release the lease."""
         try:
-            ended = await run(entries, *args)
+            ended = await run(lease, entries, *args)
             for entry, (value, error) in zip(entries, ended, strict=True):
                 if error is None:
                     self._ledger.settle(entry, Status.COMPLETED, value=value)
@@ -81,35 +70,45 @@ class Workers:
                 self._ledger.settle(entry, Status.FAILED, error=error)
         finally:
             self._slots.release(lease)
-            self._running.difference_update(entries)
             for entry in entries:  # cancelled before the hop: the router is closing
                 self._ledger.settle(entry, Status.DROPPED, reason="router_closed")
 
-    async def _chunk(self, entries: list[Entry]) -> list[Ended]:
+    async def _chunk(self, _: Lease, entries: list[Entry]) -> list[Ended]:
         return await self._hop(_run_each, entries)
 
-    async def _batch(self, entries: list[Entry], kernel: Kernel, lease: Lease) -> list[Ended]:
-        result = await self._hop(_run_batch, kernel, entries, lease.size)
+    async def _batch(
+        self, lease: Lease, entries: list[Entry], kernel: Kernel, threads: int
+    ) -> list[Ended]:
+        if kernel.serial is None:
+            return await self._hop(_run_each, entries)
+        predicted_ns = sum(entry.predicted_ns for entry in entries)
+        threads = min(threads, max_threads(), len(entries))
+        if (
+            threads > 1
+            and predicted_ns >= PARALLEL_PAYS_NS
+            and kernel.can_run_parallel
+            and parallel_region_is_free()
+        ):
+            self._slots.extend(lease, threads - 1)
+        ended, parallel = await self._hop(_run_batch, kernel, entries, lease.size)
         self.batches += 1
         self.batched_jobs += len(entries)
-        self.parallel_launches += result.parallel
-        return [(value, result.errors.get(i)) for i, value in enumerate(result.values)]
+        self.parallel_launches += parallel
+        return ended
 
     async def _hop(self, function: Callable[..., T], *args: Any) -> T:
         return await anyio.to_thread.run_sync(function, *args, limiter=self._unbounded)
 
 
 def run_on_loop(ledger: Ledger, entry: Entry) -> None:
-    """Run one job here and now, on the event loop, and settle it.
-
-    What isn't an `Exception`, such as a KeyboardInterrupt, is raised once more: it is the loop's.
-    """
+    """Run one job here and now, on the event loop, and settle it."""
     try:
         value = _call(entry)
+    except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
+        ledger.settle(entry, Status.FAILED, error=error)
+        raise
     except BaseException as error:
         ledger.settle(entry, Status.FAILED, error=error)
-        if not isinstance(error, Exception):
-            raise
     else:
         ledger.settle(entry, Status.COMPLETED, value=value)
 
@@ -133,12 +132,21 @@ def _run_each(entries: list[Entry]) -> list[Ended]:
     return ended
 
 
-def _run_batch(kernel: Kernel, entries: list[Entry], threads: int) -> BatchResult:
-    for entry in entries:
+def _run_batch(kernel: Kernel, entries: list[Entry], threads: int) -> tuple[list[Ended], bool]:
+    """Run jobs in one kernel call in this worker thread; if that raises, each once by itself."""
+    live = [entry for entry in entries if entry.outcome is None]
+    for entry in live:
         entry.started = True
-    return kernel.run_batch(
-        [entry.inputs for entry in entries],
-        [entry.job.compute_cost for entry in entries],
-        [entry.job.id for entry in entries],
-        threads,
-    )
+    try:
+        result = kernel.run_batch(
+            [entry.inputs for entry in live],
+            [entry.job.compute_cost for entry in live],
+            [entry.job.id for entry in live],
+            threads,
+        )
+    except BaseException:
+        for entry in live:
+            entry.started = False
+        return _run_each(entries), False
+    values = dict(zip(live, result.values, strict=True))
+    return [(values.get(entry), None) for entry in entries], result.parallel

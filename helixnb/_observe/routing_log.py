@@ -32,4 +32,7 @@ def log_route(entry: Entry, load: Load) -> None:
         fields["executed"] = entry.strategy.value
     fields["reason"] = entry.reason
     line = " ".join(f"{name}={value}" for name, value in fields.items())
-    logger.debug("route %s", line, extra=fields)
+    try:
+        logger.debug("route %s", line, extra=fields)
+    except KeyError:  # the application's own record factory sets one of the names
+        logger.debug("route %s", line)

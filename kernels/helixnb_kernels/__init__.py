@@ -1,7 +1,12 @@
 """Numba kernels that release the GIL, alone and in batches; usable without the router."""
 
-from helixnb_kernels._kernel import BatchResult, Kernel, Progress, warm_up
-from helixnb_kernels._threads import parallel_is_safe, threading_layer
+from helixnb_kernels._kernel import BatchResult, Kernel, warm_up
+from helixnb_kernels._threads import (
+    max_threads,
+    parallel_is_safe,
+    parallel_region_is_free,
+    threading_layer,
+)
 from helixnb_kernels.hash_mix import HASH_MIX, hash_mix
 from helixnb_kernels.monte_carlo import MONTE_CARLO, monte_carlo_var
 from helixnb_kernels.prime_count import PRIME_COUNT, prime_count
@@ -16,10 +21,11 @@ __all__ = [
     "PRIME_COUNT",
     "BatchResult",
     "Kernel",
-    "Progress",
     "hash_mix",
+    "max_threads",
     "monte_carlo_var",
     "parallel_is_safe",
+    "parallel_region_is_free",
     "prime_count",
     "threading_layer",
     "warm_up",

@@ -7,13 +7,14 @@ import functools
 import hashlib
 import logging
 import os
+import pickle
 import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import llvmlite.binding as llvm
-from numba.core import caching, config
+from numba.core import caching, config, serialize
 from numba.misc.appdirs import user_cache_dir
 
 logger = logging.getLogger("helixnb.kernels")
@@ -46,8 +47,8 @@ def directory() -> Path | None:
     runs what it says, so a directory that another user can write to is refused.
     """
     base = os.environ.get("HELIXNB_CACHE_DIR") or config.CACHE_DIR or user_cache_dir("helixnb")
-    path = Path(base) / f"kernels-{_key()}"
     try:
+        path = Path(base) / f"kernels-{_key()}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
     except OSError as error:
@@ -101,6 +102,17 @@ class _Impl(caching.CompileResultCacheImpl):  # type: ignore[misc]  # untyped
     def __init__(self, py_func: Any, root: Path) -> None:
         self._locator_classes = (SimpleNamespace(from_function=lambda *_: _Locator(py_func, root)),)
         super().__init__(py_func)
+
+    def reduce(self, cres: Any) -> tuple[bytes, bytes]:
+        """Seal the machine code: a damaged byte of it would crash the process, not raise."""
+        code = serialize.dumps(super().reduce(cres))
+        return hashlib.sha256(code).digest(), code
+
+    def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
+        digest, code = payload
+        if hashlib.sha256(code).digest() != digest:
+            raise ValueError("a cache file is damaged")
+        return super().rebuild(target_context, pickle.loads(code))  # noqa: S301  # see `directory`
 
 
 class _PrivateCache(caching.FunctionCache):  # type: ignore[misc]  # untyped

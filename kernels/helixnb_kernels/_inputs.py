@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +45,15 @@ def as_uint64_vector(values: Any, name: str) -> UInt64Array:
     Raises
     ------
     TypeError
-        The values aren't integers, or aren't a sequence.
+        The values aren't integers, or aren't a sequence or an array (a generator or a set isn't
+        one), or the array is masked.
     ValueError
         There are several dimensions, or a value lies outside 0 .. 2**64-1.
     """
     if isinstance(values, np.ndarray):
         return _from_array(values, name)
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array)):
+        raise TypeError(f"{name} must be a sequence or array of integers, got {values!r}")
     items = list(values)
     if not set(map(type, items)) <= {int}:
         items = [as_uint64(item, f"{name}[{i}]") for i, item in enumerate(items)]
@@ -64,6 +66,8 @@ def as_uint64_vector(values: Any, name: str) -> UInt64Array:
 
 
 def _from_array(values: npt.NDArray[Any], name: str) -> UInt64Array:
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be masked: fill it, or compress it, first")
     if values.dtype.kind not in "ui":
         raise TypeError(f"{name} must have an integer dtype, got {values.dtype}")
     if values.ndim != 1:

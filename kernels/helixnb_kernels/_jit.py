@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,6 +23,15 @@ _forms: weakref.WeakKeyDictionary[Callable[..., Any], tuple[str, bool]] = (
 )
 _warm: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 _warm_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _warm_lock
+    _warm_lock = threading.Lock()  # the thread that may have held the old one isn't here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def jit(signature: str, *, parallel: bool = False) -> Callable[[F], F]:
@@ -73,6 +83,11 @@ def compile_once(function: Callable[..., Any]) -> None:
     if function not in _warm and function in _forms:
         with _warm_lock:
             _compile(function)
+
+
+def is_warm(function: Callable[..., Any]) -> bool:
+    """Tell whether a call would run at once, rather than compile first."""
+    return function in _warm or function not in _forms
 
 
 def _compile(function: Any) -> None:

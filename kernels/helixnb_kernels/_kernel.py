@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helixnb_kernels._inputs import UInt64Array, as_uint64_vector
-from helixnb_kernels._jit import compile_once
+from helixnb_kernels._jit import compile_once, is_warm
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 
 SOLO_OF_UINT64 = "uint64(uint64[::1], uint64, uint64)"
@@ -31,12 +31,18 @@ def _cost_itself(compute_cost: int, inputs: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """What a batch gave: for each job, in order, a value or the exception that it raised."""
+    """What one kernel call gave for a batch.
+
+    Attributes
+    ----------
+    values
+        One a job, in order, of the type that the solo form gives.
+    parallel
+        Whether the parallel form ran, on several threads.
+    """
 
     values: list[Any]
-    errors: dict[int, Exception]
     parallel: bool
-    """Whether the parallel form ran, on several threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,7 +60,7 @@ class Kernel:
         ``batch(flat, offsets, costs, ids, out)`` writes the value of job i into ``out[i]``. The
         job's inputs are ``flat[offsets[i]:offsets[i + 1]]``, with `offsets` int64 and of one more
         element than the others. The parallel form spreads the jobs over Numba's threads. Without
-        a serial form the jobs of a batch run one after the other.
+        a serial form there are no batches: the jobs run one after the other.
     result_dtype
         The dtype of `out`. Needed with a batch form only.
     work
@@ -100,13 +106,18 @@ class Kernel:
             forms.append(self.parallel)
         return forms
 
+    @property
+    def can_run_parallel(self) -> bool:
+        """Whether the parallel form can run now: there is one, it is warm, and it is safe."""
+        return self.parallel is not None and is_warm(self.parallel) and parallel_is_safe()
+
     def run_batch(
         self, inputs: Sequence[UInt64Array], costs: Sequence[int], ids: Sequence[int], threads: int
     ) -> BatchResult:
-        """Run several jobs in one call, with the results that they would have solo.
+        """Run several jobs in one call, with the values that they would have solo.
 
-        If the call as a whole raises, each job runs solo once, so that only those fail that
-        raise by themselves. `warm_up` comes first. Thread-safe; never raises for a job.
+        `warm_up` comes first. Thread-safe. A batch form that raises leaves no values: run the
+        jobs solo then, so that only those fail that raise by themselves.
 
         Parameters
         ----------
@@ -114,11 +125,16 @@ class Kernel:
             One element a job; `inputs` as `as_inputs` returns them.
         threads
             How many threads the parallel form may use, 1 for the serial form. The serial form
-            runs too where there is no other, where parallel code isn't safe in this process, and
-            while another parallel region is running in it.
+            runs too where the parallel one can't (see `can_run_parallel`), and while another
+            parallel region is running in this process.
+
+        Raises
+        ------
+        ValueError
+            The kernel has no batch form.
         """
-        if self.serial is None or self.result_dtype is None:
-            return self._one_by_one(inputs, costs, ids)
+        if self.serial is None:
+            raise ValueError(f"kernel {self.name} has no batch form: run its jobs solo")
         offsets = np.zeros(len(inputs) + 1, np.int64)
         np.cumsum([len(each) for each in inputs], out=offsets[1:])
         out = np.empty(len(inputs), self.result_dtype)
@@ -129,27 +145,10 @@ class Kernel:
             np.array(ids, np.uint64),
             out,
         )
-        try:
-            with parallel_region(threads if self.parallel is not None else 1) as granted:
-                if granted and self.parallel is not None:
-                    self.parallel(*columns)
-                else:
-                    self.serial(*columns)
-        except Exception:
-            return self._one_by_one(inputs, costs, ids)
-        return BatchResult(values=out.tolist(), errors={}, parallel=granted)
-
-    def _one_by_one(
-        self, inputs: Sequence[UInt64Array], costs: Sequence[int], ids: Sequence[int]
-    ) -> BatchResult:
-        values: list[Any] = [None] * len(inputs)
-        errors: dict[int, Exception] = {}
-        for i, job in enumerate(zip(inputs, costs, ids, strict=True)):
-            try:
-                values[i] = self.solo(*job)
-            except Exception as error:
-                errors[i] = error
-        return BatchResult(values=values, errors=errors, parallel=False)
+        with parallel_region(threads if self.can_run_parallel else 1) as granted:
+            form = self.parallel if granted and self.parallel is not None else self.serial
+            form(*columns)
+        return BatchResult(values=out.tolist(), parallel=granted)
 
 
 def warm_up(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
+import logging
 import os
 import threading
 from collections.abc import Iterator
 
 import numba
 from numba.core import config
+
+logger = logging.getLogger("helixnb.kernels")
 
 _region = threading.Lock()
 _forked_under_omp = False
@@ -30,6 +34,7 @@ def choose_threading_layer() -> str:
     A ``tbb`` package in the same environment is loaded first: its library lies where the loader
     doesn't look, so Numba alone would pass it over. Under ``omp`` a process that has chosen can't
     run parallel code in its forked children any more, so this is for warm-up, not for import.
+    Best called on the main thread: elsewhere, TBB prints a warning at every later fork.
     """
     layer = threading_layer()
     if layer is None:
@@ -57,6 +62,16 @@ def _preload_tbb() -> None:
                 ctypes.CDLL(str(file.locate()))
 
 
+@functools.cache
+def _usable_layer() -> str | None:
+    """Choose the threading layer; None, with a warning, where none can be loaded."""
+    try:
+        return choose_threading_layer()
+    except ValueError as error:
+        logger.warning("no threading layer for Numba, so batches run on one thread: %s", error)
+        return None
+
+
 def parallel_is_safe() -> bool:
     """Tell whether a parallel region may start in this process, whatever its other threads do.
 
@@ -64,9 +79,17 @@ def parallel_is_safe() -> bool:
     child forked after the parent chose ``omp``, which GNU OpenMP terminates. Initialises the
     threading layer.
     """
-    if config.DISABLE_JIT:
-        return False
-    return not _forked_under_omp and choose_threading_layer() in ("tbb", "omp")
+    return not config.DISABLE_JIT and not _forked_under_omp and _usable_layer() in ("tbb", "omp")
+
+
+def max_threads() -> int:
+    """Return how many threads Numba has for a parallel region."""
+    return int(config.NUMBA_NUM_THREADS)
+
+
+def parallel_region_is_free() -> bool:
+    """Tell whether no parallel region of ours is running in this process."""
+    return not _region.locked()
 
 
 @contextlib.contextmanager
@@ -81,7 +104,7 @@ def parallel_region(threads: int) -> Iterator[bool]:
     try:
         # The mask is per thread and not inherited, so it is set for every launch.
         previous = numba.get_num_threads()
-        numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, max_threads()))
         try:
             yield True
         finally:
@@ -91,8 +114,9 @@ def parallel_region(threads: int) -> Iterator[bool]:
 
 
 def _after_fork_in_child() -> None:
+    # The threads that may hold locks of the parent aren't here.
     global _region, _forked_under_omp
-    _region = threading.Lock()  # the thread that may have held the old one isn't here
+    _region = threading.Lock()
     if threading_layer() == "omp":
         _forked_under_omp = True
 

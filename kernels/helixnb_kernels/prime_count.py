@@ -22,7 +22,7 @@ _SEGMENT = 1 << 17  # odd numbers a segment; one byte each, so a segment stays i
 
 
 @jit("int64(int64)")
-def _count(n: np.int64) -> np.int64:
+def _count(n: Any) -> Any:
     """Count primes <= n. Index i stands for the odd number 2*i + 1."""
     if n < 2:
         return np.int64(0)

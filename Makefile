@@ -1,0 +1,48 @@
+# Every target sets itself up in .venv. PYTHON names the interpreter, at least 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
+
+.PHONY: demo test lint docs dev clean
+
+demo: .venv/demo.done
+	$(BIN)/python -P -m helixnb $(ARGS)
+
+test: .venv/test.done
+	HELIXNB_TEST_WHEEL=1 $(BIN)/pytest $(ARGS)
+
+lint: .venv/lint.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: .venv/docs.done
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# The checkout itself, editable, with everything that development needs.
+dev: .venv/test.done .venv/lint.done .venv/docs.done
+	$(PIP) install --no-deps --no-build-isolation --editable .
+
+clean:
+	rm -rf .venv dist build docs/_build
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+
+.venv/base.done: .venv/bin/python pyproject.toml
+	$(PIP) install 'hatchling>=1.26' 'pip>=23.1'
+	touch $@
+
+# The wheel, built from the sources as they are, and installed as a user would.
+.venv/wheel.done: .venv/base.done $(SOURCES)
+	rm -rf dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	$(PIP) install --force-reinstall --no-deps dist/helixnb-*.whl
+	touch $@
+
+.venv/%.done: .venv/wheel.done
+	$(PIP) install "$$(ls dist/helixnb-*.whl)[$*]"
+	touch $@

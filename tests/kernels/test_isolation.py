@@ -1,0 +1,254 @@
+"""Fresh processes: imports, threading layers, forks, the disk cache, and no compiler at all."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import DATA, python
+
+pytestmark = pytest.mark.slow
+
+PROBE = str(Path(__file__).parents[1] / "programs" / "parallel_probe.py")
+
+WARM = """
+import sys
+from helixnb_kernels import BUILT_IN, HASH_MIX, hash_mix, reference, warm_up
+warm_up(BUILT_IN)
+assert hash_mix([1, 2], 3) == reference.hash_mix([1, 2], 3)
+print(sum(HASH_MIX.solo.stats.cache_hits.values()))
+"""
+
+
+def probe(**env: str) -> dict[str, Any]:
+    done = python(PROBE, env=env)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def check_probe(report: dict[str, Any], *, layer: str, safe: bool) -> None:
+    assert report["layer"] == report["router"]["layer"] == layer
+    assert report["threads"]["batches"] == 60
+    assert report["threads"]["wrong"] == 0
+    assert report["router"]["right"]
+    assert (report["threads"]["parallel"] > 0) is safe
+    assert (report["router"]["parallel"] > 0) is safe
+    if hasattr(os, "fork"):
+        assert report["child"]
+        assert report["grandchild"]
+
+
+def test_openmp() -> None:
+    """Under omp several threads launch without harm, and forked children run serial forms."""
+    if ctypes.util.find_library("gomp") is None:
+        pytest.skip("this system has no libgomp")
+    check_probe(probe(NUMBA_THREADING_LAYER="omp", NUMBA_NUM_THREADS="2"), layer="omp", safe=True)
+
+
+@pytest.mark.parametrize("setting", ["tbb", "default"])
+def test_tbb(setting: str) -> None:
+    """A tbb package is found in a virtual environment, and is what Numba picks by default."""
+    if importlib.util.find_spec("tbb") is None and not list(
+        Path(sys.prefix, "lib").glob("libtbb.so.12")
+    ):
+        pytest.skip("the tbb extra isn't installed")
+    check_probe(probe(NUMBA_THREADING_LAYER=setting, NUMBA_NUM_THREADS="2"), layer="tbb", safe=True)
+
+
+def test_workqueue() -> None:
+    """Under workqueue, where two launches at once abort, batches run their serial form."""
+    report = probe(NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+    check_probe(report, layer="workqueue", safe=False)
+
+
+def test_without_a_compiler() -> None:
+    """NUMBA_DISABLE_JIT=1 runs the kernels as plain Python, with the same answers."""
+    program = f"""
+import json, itertools
+from helixnb_kernels import BUILT_IN, hash_mix, monte_carlo_var, prime_count, reference, warm_up
+warm_up(BUILT_IN)
+kinds = {{kernel.name: kernel for kernel in BUILT_IN}}
+rows = [json.loads(line) for line in open({str(DATA / "original_600.jsonl")!r})]
+for kind, kernel in kinds.items():
+    some = [r for r in rows if r["kind"] == kind and r["compute_cost"] < 10**6][:6]
+    result = kernel.run_batch(
+        [kernel.as_inputs(r["inputs"]) for r in some],
+        [r["compute_cost"] for r in some], [r["id"] for r in some], 2)
+    assert not result.parallel
+    for row, value in zip(some, result.values, strict=True):
+        oracle = getattr(reference, {{"HashMix": "hash_mix_job", "PrimeCount": "prime_count_job",
+                                      "MonteCarlo": "monte_carlo_job"}}[kind])
+        assert value == oracle(row["inputs"], row["compute_cost"], row["id"]), row
+assert hash_mix([1], 2) == reference.hash_mix([1], 2)
+assert prime_count(1000) == 168
+assert monte_carlo_var([2**64 - 1], 50, 3) == reference.monte_carlo_var([2**64 - 1], 50, 3)
+"""
+    done = python("-c", program, env={"NUMBA_DISABLE_JIT": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_import_does_nothing() -> None:
+    """Importing compiles nothing, starts no thread and leaves the threading layer alone."""
+    program = """
+import threading
+from numba.core import event
+with event.install_recorder("numba:compile") as compiled:
+    import helixnb, helixnb_kernels
+assert not compiled.buffer
+assert threading.active_count() == 1
+assert helixnb_kernels.threading_layer() is None
+"""
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_parallel_kernels_never_leaves_the_threading_layer_alone() -> None:
+    """A router told so can be used in a process that forks later."""
+    program = """
+import anyio
+from helixnb import Decision, Job, Router, RouterConfig
+from helixnb_kernels import threading_layer
+class Batch:
+    def decide(self, job, load, config):
+        return Decision("batch", "test")
+async def main():
+    config = RouterConfig(cpu_parallelism=2, parallel_kernels="never")
+    async with Router(config, policy=Batch()) as router:
+        jobs = [Job(id=i, kind="MonteCarlo", compute_cost=9_000_000) for i in range(64)]
+        assert all(outcome.met_budget for outcome in await router.submit_many(jobs))
+        assert router.stats().parallel_launches == 0
+anyio.run(main)
+assert threading_layer() is None
+"""
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_threading_layer_at_all() -> None:
+    """Where Numba can load none, one warning says so and batches run on one thread."""
+    program = """
+import anyio
+from helixnb import Decision, Job, Router
+class Batch:
+    def decide(self, job, load, config):
+        return Decision("batch", "test")
+async def main():
+    async with Router(policy=Batch()) as router:
+        jobs = [Job(id=i, kind="MonteCarlo", compute_cost=9_000_000) for i in range(64)]
+        assert all(outcome.met_budget for outcome in await router.submit_many(jobs))
+        assert router.stats().parallel_launches == 0
+anyio.run(main)
+"""
+    done = python("-c", program, env={"NUMBA_THREADING_LAYER": "bogus"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no threading layer for Numba") == 1
+
+
+def test_the_cache_is_used(tmp_path: Path) -> None:
+    """A second process compiles nothing, and the directory is this user's alone."""
+    env = {"HELIXNB_CACHE_DIR": str(tmp_path / "cache")}
+    first, second = python("-c", WARM, env=env), python("-c", WARM, env=env)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (first.stdout.strip(), second.stdout.strip()) == ("0", "1")
+    (directory,) = (tmp_path / "cache").iterdir()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_numbas_own_setting_is_honoured(tmp_path: Path) -> None:
+    """NUMBA_CACHE_DIR is where the cache lies if ours isn't named."""
+    env = {"HELIXNB_CACHE_DIR": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert python("-c", WARM, env=env).returncode == 0
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "bits"])
+def test_a_damaged_cache_heals(tmp_path: Path, damage: str) -> None:
+    """Files that can't be read are warned of once, compiled anew, and replaced."""
+    env = {"HELIXNB_CACHE_DIR": str(tmp_path)}
+    assert python("-c", WARM, env=env).returncode == 0
+    files = [file for file in tmp_path.rglob("*") if file.suffix in (".nbi", ".nbc")]
+    assert files
+    for file in files:
+        file.write_bytes(DAMAGES[damage](file))
+    damaged = python("-c", WARM, env=env)
+    assert damaged.returncode == 0, damaged.stderr
+    assert damaged.stdout.strip() == "0"
+    assert damaged.stderr.count("kernel cache left aside") == 1
+    healed = python("-c", WARM, env=env)
+    assert (healed.stdout.strip(), healed.stderr) == ("1", "")
+
+
+def _flip_bits(file: Path) -> bytes:
+    """Change machine code, which would crash the process rather than raise."""
+    content = bytearray(file.read_bytes())
+    if file.suffix == ".nbc":
+        middle = len(content) // 2
+        for i in range(middle, middle + 2_000, 7):
+            content[i] ^= 0x55
+    return bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], bytes]] = {
+    "truncated": lambda file: file.read_bytes()[:20],
+    "garbage": lambda _: b"\x80nonsense",
+    "bits": _flip_bits,
+}
+
+
+def _read_only(tmp_path: Path) -> Path:
+    """Return a directory that can't be written to, by root neither."""
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        return tmp_path
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "cache"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_cache_that_cant_be_written(tmp_path: Path) -> None:
+    """Kernels compile in the process, and one warning says why and what to do."""
+    done = python("-c", WARM, env={"HELIXNB_CACHE_DIR": str(_read_only(tmp_path))})
+    assert (done.returncode, done.stdout.strip()) == (0, "0")
+    assert done.stderr.count("kernel cache left aside") == 1
+    assert "HELIXNB_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    """Cache files run code when they are read, so only this user may write them."""
+    env = {"HELIXNB_CACHE_DIR": str(tmp_path)}
+    assert python("-c", WARM, env=env).returncode == 0
+    (directory,) = tmp_path.iterdir()
+    directory.chmod(0o770)
+    done = python("-c", WARM, env=env)
+    assert (done.returncode, done.stdout.strip()) == (0, "0")
+    assert "can be written by, another user" in done.stderr
+
+
+def test_two_processes_warm_up_at_once(tmp_path: Path) -> None:
+    """They don't disturb each other, and leave a cache that a third one can use."""
+    env = {**os.environ, "HELIXNB_CACHE_DIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WARM],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+    assert python("-c", WARM, env=env).stdout.strip() == "1"

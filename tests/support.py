@@ -1,0 +1,158 @@
+"""What several test modules need: jobs, policies, and kernels that wait or fail on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from helixnb import Decision, Job, Kernel, Load, Router, RouterConfig, Stats, Strategy
+from helixnb_kernels import BUILT_IN
+
+DATA = Path(__file__).parent / "data"
+IN_THREADS = (Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH)
+LARGE = 100_000
+"""A cost above every threshold, for callables that shall not run inline."""
+
+
+@cache
+def original() -> list[dict[str, Any]]:
+    """Return the 600 jobs that the original router answered, each with its `answer`."""
+    rows = []
+    for line in (DATA / "original_600.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        bits = row["output"].get("f64_bits")
+        row["answer"] = (
+            row["output"]["u64"]
+            if bits is None
+            else struct.unpack("<d", struct.pack("<Q", bits))[0]
+        )
+        rows.append(row)
+    return rows
+
+
+def job_of(row: dict[str, Any]) -> Job:
+    """Return a row of the original as a job."""
+    return Job(
+        id=row["id"],
+        kind=row["kind"],
+        inputs=row["inputs"],
+        compute_cost=row["compute_cost"],
+        scaling_potential=row["scaling_potential"],
+        latency_budget_ms=row["latency_budget_ms"],
+    )
+
+
+def job(
+    job_id: int = 0,
+    kind: str = "HashMix",
+    inputs: Any = (),
+    compute_cost: int = 640,
+    scaling_potential: float = 0.5,
+    latency_budget_ms: float | None = None,
+) -> Job:
+    """Make a job, valid unless told otherwise."""
+    return Job(
+        id=job_id,
+        kind=kind,
+        inputs=inputs,
+        compute_cost=compute_cost,
+        scaling_potential=scaling_potential,
+        latency_budget_ms=latency_budget_ms,
+    )
+
+
+class Always:
+    """A policy that chooses one strategy for every job, until told another."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def decide(self, job: Job, load: Load, config: RouterConfig) -> Decision:
+        return Decision(self.strategy, "test")
+
+
+class Gate:
+    """A kernel whose jobs wait in their thread until the gate opens.
+
+    They announce themselves as long, so that each is a chunk of its own, unless told otherwise.
+    """
+
+    def __init__(self, name: str = "Gate", ns_per_work: float = 1e5) -> None:
+        self.ran: list[int] = []
+        self._begun = threading.Semaphore(0)
+        self._open = threading.Event()
+        self.kernel = Kernel(name=name, solo=self._solo, ns_per_work=ns_per_work)
+
+    def _solo(self, inputs: Any, compute_cost: int, job_id: int) -> int:
+        self.ran.append(job_id)
+        self._begun.release()
+        if not self._open.wait(10):
+            raise TimeoutError("the gate never opened")
+        return job_id
+
+    def open(self) -> None:
+        """Let every job through, now and from now on."""
+        self._open.set()
+
+    async def begun(self, jobs: int = 1) -> None:
+        """Wait until so many further jobs are in their threads."""
+        for _ in range(jobs):
+            if not await anyio.to_thread.run_sync(self._begun.acquire, True, 5):
+                raise TimeoutError("no job began")
+
+
+def python(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter, with changes to the environment; its warnings are errors too."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+class Picky(Exception):
+    """What the picky kernel raises."""
+
+
+def _picky(inputs: Any, compute_cost: int, job_id: int) -> int:
+    if job_id % 3 == 0:
+        raise Picky(f"job {job_id}")
+    return job_id
+
+
+PICKY = Kernel(name="Picky", solo=_picky)
+"""Fails for every third job, by id."""
+
+
+def router(*kernels: Kernel, policy: Any = None, **settings: Any) -> Router:
+    """Make a router with two slots, the built-in kernels and `kernels`."""
+    settings = {"cpu_parallelism": 2, "batch_max_delay_ms": 1.0, "drain_timeout_s": 5.0} | settings
+    return Router(RouterConfig(**settings), kernels=(*BUILT_IN, *kernels), policy=policy)
+
+
+def check_balanced(stats: Stats, *, idle: bool = True) -> None:
+    """Check that no job was lost or counted twice, and nothing leaked."""
+    ended = stats.completed + stats.dropped + stats.failed + stats.cancelled
+    assert stats.submitted == stats.in_flight + ended
+    assert sum(each.routed for each in stats.by_strategy.values()) == ended
+    assert sum(each.decided for each in stats.by_strategy.values()) == stats.submitted
+    assert sum(stats.dropped_by_reason.values()) == stats.dropped
+    assert sum(each.latency.count for each in stats.by_strategy.values()) == stats.completed
+    assert stats.within_budget <= stats.completed
+    if idle:
+        assert (stats.in_flight, stats.waiting, stats.cpu_busy) == (0, 0, 0)
