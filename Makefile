@@ -12,7 +12,7 @@ demo: .venv/demo.done
 test: .venv/test.done
 	HELIXNB_TEST_WHEEL=1 $(BIN)/pytest $(ARGS)
 
-lint: .venv/lint.done
+lint: .venv/test.done .venv/lint.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports

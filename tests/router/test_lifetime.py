@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 import pytest
-import sniffio
 from support import IN_THREADS, Always, Gate, check_balanced, job, router
 
 from helixnb import JobDropped, KernelError, Router, RouterStateError, Status, Strategy
@@ -166,9 +165,9 @@ async def test_cancelled_while_it_drains() -> None:
     check_balanced(r.stats())
 
 
-async def test_a_native_timeout_of_asyncio() -> None:
+async def test_a_native_timeout_of_asyncio(anyio_backend_name: str) -> None:
     """Asyncio's own cancellation of the task that holds the router is honoured too."""
-    if sniffio.current_async_library() != "asyncio":
+    if anyio_backend_name != "asyncio":
         pytest.skip("asyncio.timeout is asyncio's")
     gate = Gate()
     with pytest.raises(TimeoutError):
