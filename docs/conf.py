@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 
 project = "helixnb"
 author = "The helixnb authors"
 copyright = "2026, the helixnb authors"  # noqa: A001  # Sphinx's name
-release = version("helixnb")
+release = metadata.version("helixnb")
 
 extensions = [
     "myst_parser",
