@@ -10,15 +10,15 @@ from helixnb._errors import (
     JobCancelled,
     JobDropped,
     JobError,
-    KernelError,
     RouterStateError,
     UnknownKindError,
 )
+from helixnb._kernels import UserKernel, kernel
 from helixnb._observe.stats import Latency, Stats, StrategyStats
 from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
 from helixnb._router import Router
 from helixnb._ticket import Ticket
-from helixnb_kernels import Kernel
+from helixnb_kernels import Kernel, KernelError
 
 __version__ = _version("helixnb")
 
@@ -46,5 +46,7 @@ __all__ = [
     "StrategyStats",
     "Ticket",
     "UnknownKindError",
+    "UserKernel",
     "available_cpus",
+    "kernel",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class HelixError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package, except `KernelError`."""
 
 
 class ConfigError(HelixError, ValueError):
@@ -17,10 +17,6 @@ class JobError(HelixError, ValueError):
 
 class UnknownKindError(JobError):
     """A job of a kind that the router has no kernel for."""
-
-
-class KernelError(HelixError, ValueError):
-    """A kernel that a router can't take, such as a second one of the same name."""
 
 
 class RouterStateError(HelixError, RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -46,8 +46,9 @@ class Job:
     kind
         The name of a kernel of the router.
     inputs
-        A one-dimensional sequence or array of integers in 0 .. 2**64-1. A contiguous uint64
-        array isn't copied: leave it alone until the outcome is there.
+        A one-dimensional sequence or array of the numbers that the kernel takes; for the built-in
+        kernels, integers in 0 .. 2**64-1. A contiguous array of the kernel's dtype isn't copied:
+        leave it alone until the outcome is there.
     compute_cost
         0 .. 2**64-1, in the unit of the kernel (see the kernels); what a policy compares.
     scaling_potential
@@ -55,12 +56,14 @@ class Job:
     latency_budget_ms
         Milliseconds from submit to outcome that the caller can use, or None for any number.
         0 is legal, and can't be met.
+    params
+        Numbers by name, for kernels that declare some.
 
     Raises
     ------
     JobError
-        A field has a wrong type or lies out of range. `inputs` are checked when the job is
-        submitted, since their type is the kernel's to say.
+        A field has a wrong type or lies out of range. `inputs` and `params` are checked when the
+        job is submitted, since their types are the kernel's to say.
     """
 
     id: int
@@ -69,6 +72,7 @@ class Job:
     compute_cost: int
     scaling_potential: float = 0.0
     latency_budget_ms: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("id", "compute_cost"):
@@ -91,6 +95,8 @@ class Job:
             budget = _as_float("latency_budget_ms", self.latency_budget_ms, allowed)
             if not 0.0 <= budget < math.inf:
                 raise JobError(f"latency_budget_ms must be {allowed}, got {budget}")
+        if not isinstance(self.params, Mapping):
+            raise JobError(f"params must be a mapping of names to numbers, got {self.params!r}")
 
 
 def _as_float(name: str, value: Any, allowed: str) -> float:

@@ -20,7 +20,7 @@ from helixnb._config import RouterConfig
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
-from helixnb._errors import JobError, KernelError, RouterStateError, UnknownKindError
+from helixnb._errors import JobError, RouterStateError, UnknownKindError
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, run_on_loop
@@ -31,6 +31,7 @@ from helixnb._ticket import Ticket
 from helixnb_kernels import (
     BUILT_IN,
     Kernel,
+    KernelError,
     parallel_is_safe,
     threading_layer,
     warm_up,
@@ -71,7 +72,8 @@ class Router:
     Raises
     ------
     KernelError
-        Two kernels have the same name.
+        Two kernels have the same name; when it is entered, a kernel can't be compiled or its
+        shared arrays aren't bound.
     """
 
     def __init__(
@@ -251,7 +253,7 @@ class Router:
         Raises
         ------
         KernelError
-            The router has a kernel of that name.
+            The router has a kernel of that name, or this one can't be compiled.
         RouterStateError
             The router isn't open.
         """
@@ -453,15 +455,17 @@ class Router:
             )
         try:
             inputs = kernel.as_inputs(job.inputs)
+            params = kernel.as_params(job.params)
         except (TypeError, ValueError) as error:
             raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
         return Entry(
             job,
-            functools.partial(kernel.solo, inputs, job.compute_cost, job.id),
+            kernel.solo_call(inputs, job.compute_cost, job.id, params),
             done=anyio.Event(),
             arrived_ns=arrived_ns,
             kernel=kernel,
             inputs=inputs,
+            params=params,
         )
 
     async def _give_way(self) -> None:

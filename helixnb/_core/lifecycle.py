@@ -41,7 +41,7 @@ class Entry:
         Runs the job: a kernel's solo form with its arguments bound, or the callable of `run`.
     context
         The caller's context variables, where the call should see them.
-    kernel, inputs
+    kernel, inputs, params
         What a batch gathers; None for a callable.
     predicted_ns
         How long the job should take, infinite for what isn't known.
@@ -64,6 +64,7 @@ class Entry:
         "kernel",
         "orphaned",
         "outcome",
+        "params",
         "predicted_ns",
         "queue",
         "reason",
@@ -84,6 +85,7 @@ class Entry:
         arrived_ns: int,
         kernel: Any = None,
         inputs: Any = None,
+        params: Any = (),
     ) -> None:
         self.job = job
         self.call = call
@@ -91,6 +93,7 @@ class Entry:
         self.arrived_ns = arrived_ns
         self.kernel = kernel
         self.inputs = inputs
+        self.params = params
         self.context: Context | None = None
         self.predicted_ns = math.inf
         self.queue: Any = None

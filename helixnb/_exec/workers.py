@@ -133,7 +133,7 @@ def _run_each(entries: list[Entry]) -> list[Ended]:
 
 
 def _run_batch(kernel: Kernel, entries: list[Entry], threads: int) -> tuple[list[Ended], bool]:
-    """Run jobs in one kernel call in this worker thread; if that raises, each once by itself."""
+    """Run jobs in one kernel call in this worker thread; those that fail in it, once alone."""
     live = [entry for entry in entries if entry.outcome is None]
     for entry in live:
         entry.started = True
@@ -142,11 +142,18 @@ def _run_batch(kernel: Kernel, entries: list[Entry], threads: int) -> tuple[list
             [entry.inputs for entry in live],
             [entry.job.compute_cost for entry in live],
             [entry.job.id for entry in live],
-            threads,
+            [entry.params for entry in live],
+            threads=threads,
+            weights=[entry.predicted_ns for entry in live],
         )
     except BaseException:
-        for entry in live:
-            entry.started = False
-        return _run_each(entries), False
-    values = dict(zip(live, result.values, strict=True))
-    return [(values.get(entry), None) for entry in entries], result.parallel
+        alone, parallel = live, False
+        values: dict[Entry, Any] = {}
+    else:
+        alone, parallel = [live[i] for i in result.failed], result.parallel
+        values = dict(zip(live, result.values, strict=True))
+    for entry in alone:
+        entry.started = False
+    ended: dict[Entry, Ended] = {entry: (value, None) for entry, value in values.items()}
+    ended |= dict(zip(alone, _run_each(alone), strict=True))
+    return [ended.get(entry, (None, None)) for entry in entries], parallel

@@ -1,6 +1,8 @@
 """Numba kernels that release the GIL, alone and in batches; usable without the router."""
 
-from helixnb_kernels._kernel import BatchResult, Kernel, warm_up
+from helixnb_kernels._define import kernel
+from helixnb_kernels._errors import KernelError
+from helixnb_kernels._kernel import BatchResult, DerivedKernel, Kernel, warm_up
 from helixnb_kernels._threads import (
     max_threads,
     parallel_is_safe,
@@ -20,8 +22,11 @@ __all__ = [
     "MONTE_CARLO",
     "PRIME_COUNT",
     "BatchResult",
+    "DerivedKernel",
     "Kernel",
+    "KernelError",
     "hash_mix",
+    "kernel",
     "max_threads",
     "monte_carlo_var",
     "parallel_is_safe",

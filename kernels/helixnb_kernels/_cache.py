@@ -9,22 +9,25 @@ import logging
 import os
 import pickle
 import stat
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from numba.core import caching, config, serialize
 from numba.misc.appdirs import user_cache_dir
 
 logger = logging.getLogger("helixnb.kernels")
 
 
-def attach(dispatcher: Any, *, parallel: bool) -> None:
+def attach(dispatcher: Any, *, parallel: bool, key: str | None) -> None:
     """Let `dispatcher` read and write the disk cache, where there is one to use.
 
     Numba's key covers neither ``parallel`` nor other options, so the two forms of one Python
-    function live in directories of their own.
+    function live in directories of their own. `key` is for functions from outside this package;
+    it changes whenever their code does.
     """
     root = directory()
     if root is None:
@@ -32,10 +35,54 @@ def attach(dispatcher: Any, *, parallel: bool) -> None:
     try:
         # What `dispatcher.enable_caching` does, with a cache of ours.
         dispatcher._cache = _PrivateCache(  # noqa: SLF001
-            dispatcher.py_func, root / ("parallel" if parallel else "serial")
+            dispatcher.py_func, root / (key or "own") / ("parallel" if parallel else "serial")
         )
-    except (OSError, TypeError, RuntimeError) as error:  # no source file, or it can't be read
+    except (OSError, TypeError, RuntimeError) as error:
         _leave_aside(error)
+
+
+def fingerprint(function: Any, *more: str) -> str:
+    """Digest what the machine code of a user's function depends on.
+
+    Its bytecode and constants, the functions it calls, and the values of its globals and
+    closures, which Numba compiles in as constants. Modules and classes count by name.
+    """
+    digest = hashlib.sha256("\n".join(more).encode())
+    seen: set[int] = set()
+
+    def add(value: Any) -> None:
+        value = getattr(value, "py_func", value)
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, types.FunctionType):
+            add_code(value.__code__, value.__globals__)
+            for cell in value.__closure__ or ():
+                add(cell.cell_contents)
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        elif isinstance(value, (tuple, list)):
+            for each in value:
+                add(each)
+        elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type, np.ufunc)):
+            digest.update(getattr(value, "__name__", "").encode())
+        else:
+            digest.update(f"{type(value)}{value!r}".encode())
+
+    def add_code(code: types.CodeType, namespace: dict[str, Any]) -> None:
+        digest.update(code.co_code)
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                add_code(constant, namespace)
+            else:
+                digest.update(repr(constant).encode())
+        for name in code.co_names:
+            digest.update(name.encode())
+            if name in namespace:
+                add(namespace[name])
+
+    add(function)
+    return digest.hexdigest()[:24]
 
 
 @functools.cache
@@ -84,23 +131,27 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-class _Locator(caching.UserWideCacheLocator):  # type: ignore[misc]  # untyped
-    """Name one function's directory, after its source text as well as its file.
+class _Locator(caching._CacheLocator):  # type: ignore[misc]  # untyped  # noqa: SLF001
+    """Name one function's directory. It is named after the code, so nothing in it goes stale."""
 
-    Numba overwrites data files in place once a source has changed, index first; a directory for
-    each text leaves no moment in which a new index names old code.
-    """
-
-    def __init__(self, py_func: Any, root: Path) -> None:
-        super().__init__(py_func, py_func.__code__.co_filename)
-        text = self.get_source_stamp().hex()[:16]
-        self._cache_path = str(root / self.get_suitable_cache_subpath(self._py_file) / text)
+    def __init__(self, py_func: Any, path: Path) -> None:
+        self._path = path
+        self._line = py_func.__code__.co_firstlineno
         self.ensure_cache_path()
+
+    def get_cache_path(self) -> str:
+        return str(self._path)
+
+    def get_source_stamp(self) -> str:
+        return self._path.name
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
 
 
 class _Impl(caching.CompileResultCacheImpl):  # type: ignore[misc]  # untyped
-    def __init__(self, py_func: Any, root: Path) -> None:
-        self._locator_classes = (SimpleNamespace(from_function=lambda *_: _Locator(py_func, root)),)
+    def __init__(self, py_func: Any, path: Path) -> None:
+        self._locator_classes = (SimpleNamespace(from_function=lambda *_: _Locator(py_func, path)),)
         super().__init__(py_func)
 
     def reduce(self, cres: Any) -> tuple[bytes, bytes]:
@@ -118,8 +169,8 @@ class _Impl(caching.CompileResultCacheImpl):  # type: ignore[misc]  # untyped
 class _PrivateCache(caching.FunctionCache):  # type: ignore[misc]  # untyped
     """A cache that is an optimisation only: it never raises, and replaces what it can't read."""
 
-    def __init__(self, py_func: Any, root: Path) -> None:
-        self._impl_class = functools.partial(_Impl, root=root)
+    def __init__(self, py_func: Any, path: Path) -> None:
+        self._impl_class = functools.partial(_Impl, path=path)
         super().__init__(py_func)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from array import array
 from collections.abc import Sequence
@@ -13,17 +14,36 @@ import numpy.typing as npt
 UINT64_MAX = 2**64 - 1
 UInt64Array = npt.NDArray[np.uint64]
 
+_RANGES = {
+    "uint64": (0, UINT64_MAX, "0 .. 2**64-1"),
+    "int64": (-(2**63), 2**63 - 1, "-2**63 .. 2**63-1"),
+}
+
 
 def as_uint64(value: Any, name: str) -> int:
-    """Return `value` as an int in 0 .. 2**64-1.
+    """Return `value` as an int in 0 .. 2**64-1; raises as `as_number`."""
+    return int(as_number(value, np.dtype(np.uint64), name))
+
+
+def as_number(value: Any, dtype: np.dtype[Any], name: str) -> int | float:
+    """Return `value` as the Python number that a kernel takes for `dtype`.
 
     Raises
     ------
     TypeError
-        It isn't an integer (a bool isn't one here).
+        It isn't an integer, or for float64 a real number (a bool is neither here).
     ValueError
         It is out of range.
     """
+    if dtype.kind == "f":
+        if type(value) is float:
+            return value
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a real number, got {value!r}")
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must fit a float64, got {value}") from None
     if type(value) is not int:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -31,48 +51,67 @@ def as_uint64(value: Any, name: str) -> int:
             value = operator.index(value)
         except TypeError:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not 0 <= value <= UINT64_MAX:
-        raise ValueError(f"{name} must lie in 0 .. 2**64-1, got {value}")
+    least, most, text = _RANGES[dtype.name]
+    if not least <= value <= most:
+        raise ValueError(f"{name} must lie in {text}, got {value}")
     return int(value)
 
 
-def as_uint64_vector(values: Any, name: str) -> UInt64Array:
-    """Return `values` as a contiguous, writable, one-dimensional uint64 array.
+def as_vector(
+    values: Any, dtype: np.dtype[Any], name: str, length: int | None = None
+) -> npt.NDArray[Any]:
+    """Return `values` as a contiguous, writable, one-dimensional array of `dtype`.
 
-    An array that is one already is returned as it is, others are copied once. Integers only:
-    floats and bools would lose their meaning without a word.
+    An array that is one already is returned as it is, others are copied once. Integer dtypes
+    take integers only: floats and bools would lose their meaning without a word. float64 takes
+    any real numbers; integers beyond 2**53 are rounded.
 
     Raises
     ------
     TypeError
-        The values aren't integers, or aren't a sequence or an array (a generator or a set isn't
+        The values have a wrong type, or aren't a sequence or an array (a generator or a set isn't
         one), or the array is masked.
     ValueError
-        There are several dimensions, or a value lies outside 0 .. 2**64-1.
+        There are several dimensions, a value is out of range, or there aren't `length` values.
     """
     if isinstance(values, np.ndarray):
-        return _from_array(values, name)
+        vector = _from_array(values, dtype, name)
+    else:
+        vector = _from_sequence(values, dtype, name)
+    if length is not None and len(vector) != length:
+        raise ValueError(f"{name} must have {length} elements, got {len(vector)}")
+    return vector
+
+
+def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    what = "numbers" if dtype.kind == "f" else "integers"
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array)):
-        raise TypeError(f"{name} must be a sequence or array of integers, got {values!r}")
+        raise TypeError(f"{name} must be a sequence or array of {what}, got {values!r}")
     items = list(values)
-    if not set(map(type, items)) <= {int}:
-        items = [as_uint64(item, f"{name}[{i}]") for i, item in enumerate(items)]
+    plain = {int} if dtype.kind in "ui" else {int, float}
+    if not set(map(type, items)) <= plain:
+        items = [as_number(item, dtype, f"{name}[{i}]") for i, item in enumerate(items)]
     try:
-        return np.array(items, dtype=np.uint64)
+        return np.array(items, dtype=dtype)
     except OverflowError:
         for i, item in enumerate(items):
-            as_uint64(item, f"{name}[{i}]")
+            as_number(item, dtype, f"{name}[{i}]")
         raise
 
 
-def _from_array(values: npt.NDArray[Any], name: str) -> UInt64Array:
+def _from_array(values: npt.NDArray[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be masked: fill it, or compress it, first")
-    if values.dtype.kind not in "ui":
-        raise TypeError(f"{name} must have an integer dtype, got {values.dtype}")
+    kind = values.dtype.kind
+    if kind not in ("uif" if dtype.kind == "f" else "ui"):
+        what = "a real" if dtype.kind == "f" else "an integer"
+        raise TypeError(f"{name} must have {what} dtype, got {values.dtype}")
     if values.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {values.shape}")
-    if values.dtype.kind == "i" and values.size and values.min() < 0:
-        i = int(np.flatnonzero(values < 0)[0])
-        raise ValueError(f"{name}[{i}] must lie in 0 .. 2**64-1, got {values[i]}")
-    return np.require(values, dtype=np.uint64, requirements=["C", "A", "W"])
+    if dtype.kind in "ui" and kind != dtype.kind and values.size:
+        # int64 and uint64 share only half of their range, and a cast would wrap.
+        wrong = values < 0 if kind == "i" else values > np.uint64(2**63 - 1)
+        if wrong.any():
+            i = int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"{name}[{i}] must lie in {_RANGES[dtype.name][2]}, got {values[i]}")
+    return np.require(values, dtype=dtype, requirements=["C", "A", "W"])

@@ -1,4 +1,4 @@
-"""How every kernel is compiled: the one place for ``njit`` options, and warm-up."""
+"""How every kernel is compiled: the one place for ``njit`` options, and for compiling once."""
 
 from __future__ import annotations
 
@@ -7,20 +7,41 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core import config
+from numba.core import config, errors, sigutils
 
 from helixnb_kernels import _cache
+from helixnb_kernels._errors import KernelError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What `compile_once` does: the signature of each jitted function, and whether it is parallel.
-_forms: weakref.WeakKeyDictionary[Callable[..., Any], tuple[str, bool]] = (
-    weakref.WeakKeyDictionary()
-)
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a function is compiled.
+
+    Attributes
+    ----------
+    arguments, returns
+        Numba types.
+    parallel
+        Whether ``prange`` loops use several threads.
+    cache_key
+        What names its place in the disk cache; None for a function of this package, whose
+        sources are in every key.
+    """
+
+    arguments: tuple[Any, ...]
+    returns: Any
+    parallel: bool
+    cache_key: str | None
+
+
+_forms: weakref.WeakKeyDictionary[Callable[..., Any], _Form] = weakref.WeakKeyDictionary()
 _warm: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 _warm_lock = threading.Lock()
 
@@ -34,20 +55,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def jit(signature: str, *, parallel: bool = False) -> Callable[[F], F]:
+def jit(
+    signature: Any, *, parallel: bool = False, cache_key: str | None = None
+) -> Callable[[F], F]:
     """Mark a function for compilation with one explicit signature.
 
-    Nothing is compiled here: `compile_once` does that, so an import stays cheap and the process may
-    still fork. The GIL is released while the function runs. Division follows NumPy's error
+    Nothing is compiled here: `compile_once` does that, so an import stays cheap and the process
+    may still fork. The GIL is released while the function runs. Division follows NumPy's error
     model, so a kernel checks for zero itself.
 
     Parameters
     ----------
     signature
-        A Numba signature string, such as ``"uint64(uint64[::1], uint64)"``.
+        A Numba signature, or the text of one, such as ``"uint64(uint64[::1], uint64)"``.
     parallel
         Compile ``prange`` loops for several threads. Call such a form in
-        `helixnb_kernels._threads.launch` only.
+        `helixnb_kernels._threads.parallel_region` only.
+    cache_key
+        For a function from outside this package: changes whenever its code does.
     """
 
     def decorate(function: F) -> F:
@@ -56,10 +81,18 @@ def jit(signature: str, *, parallel: bool = False) -> Callable[[F], F]:
             jitted = _interpreted(function)
         else:
             jitted = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-        _forms[jitted] = (signature, parallel)
+        arguments, returns = sigutils.normalize_signature(signature)
+        _forms[jitted] = _Form(arguments, returns, parallel, cache_key)
         return jitted
 
     return decorate
+
+
+def helper(function: F) -> F:
+    """Let jitted functions call `function`; it is compiled, and cached, with each of them."""
+    if config.DISABLE_JIT:
+        return function
+    return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def _interpreted(function: F) -> F:
@@ -79,6 +112,11 @@ def compile_once(function: Callable[..., Any]) -> None:
     Afterwards it never compiles again: a call with other types is a ``TypeError``. A callable
     that isn't a result of `jit` is left as it is. Thread-safe. Compiling a parallel form
     initialises Numba's threading layer.
+
+    Raises
+    ------
+    KernelError
+        Numba can't compile it, or it returns another type than its signature says.
     """
     if function not in _warm and function in _forms:
         with _warm_lock:
@@ -93,9 +131,23 @@ def is_warm(function: Callable[..., Any]) -> bool:
 def _compile(function: Any) -> None:
     if function in _warm:  # another thread was first
         return
-    signature, parallel = _forms[function]
+    form = _forms[function]
     if not config.DISABLE_JIT:
-        _cache.attach(function, parallel=parallel)
-        function.compile(signature)
+        _cache.attach(function, parallel=form.parallel, key=form.cache_key)
+        where = place(function.py_func)
+        try:
+            # Without the result type, which would turn a float into an integer in silence.
+            function.compile(form.arguments)
+        except errors.NumbaError as error:
+            raise KernelError(f"Numba can't compile {where}: {error}") from error
+        (returns,) = (each.return_type for each in function.nopython_signatures)
+        if returns != form.returns:
+            raise KernelError(f"{where} must return {form.returns}, but returns {returns}")
         function.disable_compile()
     _warm.add(function)
+
+
+def place(function: Any) -> str:
+    """Name a function, with its file and line."""
+    code = function.__code__
+    return f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno})"

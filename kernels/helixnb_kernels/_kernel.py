@@ -1,28 +1,29 @@
-"""The record of a kernel, and how a batch of its jobs runs."""
+"""A kernel: its forms, the conversions in front of them, and how a batch of its jobs runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from helixnb_kernels._inputs import UInt64Array, as_uint64_vector
-from helixnb_kernels._jit import compile_once, is_warm
+from helixnb_kernels._cache import fingerprint
+from helixnb_kernels._derive import Shape, both_forms
+from helixnb_kernels._errors import KernelError
+from helixnb_kernels._inputs import as_number, as_vector
+from helixnb_kernels._jit import compile_once, is_warm, place
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
+from helixnb_kernels._types import Spec
 
-SOLO_OF_UINT64 = "uint64(uint64[::1], uint64, uint64)"
-SOLO_OF_FLOAT64 = "float64(uint64[::1], uint64, uint64)"
-BATCH_OF_UINT64 = "void(uint64[::1], int64[::1], uint64[::1], uint64[::1], uint64[::1])"
-BATCH_OF_FLOAT64 = "void(uint64[::1], int64[::1], uint64[::1], uint64[::1], float64[::1])"
-
+Array = npt.NDArray[Any]
+Form = Callable[..., Any]
 Progress = Callable[[int, int, str], None]
-SoloForm = Callable[[UInt64Array, Any, Any], Any]
-BatchForm = Callable[
-    [UInt64Array, npt.NDArray[np.int64], UInt64Array, UInt64Array, npt.NDArray[Any]], None
-]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _cost_itself(compute_cost: int, inputs: int) -> float:
@@ -37,32 +38,47 @@ class BatchResult:
     ----------
     values
         One a job, in order, of the type that the solo form gives.
+    failed
+        The positions of jobs whose function raised; their values mean nothing. A solo run of
+        such a job raises the error.
     parallel
         Whether the parallel form ran, on several threads.
     """
 
     values: list[Any]
+    failed: list[int]
     parallel: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
     """One kind of job: what it computes, alone and in batches.
+
+    Most kernels come from `kernel`. Made by hand, one may be plain Python.
 
     Parameters
     ----------
     name
         The `kind` of its jobs; unique in a router.
     solo
-        ``solo(inputs, compute_cost, job_id)`` gives one job's value. `inputs` is a contiguous
-        uint64 array, the other two are integers in 0 .. 2**64-1. It may raise.
+        ``solo(inputs, *arguments)`` gives one job's value, with `arguments` as named below; for a
+        result of several numbers it takes ``out`` too and fills it. It may raise.
     serial, parallel
-        ``batch(flat, offsets, costs, ids, out)`` writes the value of job i into ``out[i]``. The
-        job's inputs are ``flat[offsets[i]:offsets[i + 1]]``, with `offsets` int64 and of one more
-        element than the others. The parallel form spreads the jobs over Numba's threads. Without
-        a serial form there are no batches: the jobs run one after the other.
-    result_dtype
-        The dtype of `out`. Needed with a batch form only.
+        ``batch(inputs, offsets, parts, *arguments, failed, out)`` writes the value of job i into
+        ``out[i]``, or 1 into ``failed[i]``. The inputs of job i are
+        ``inputs[offsets[i]:offsets[i + 1]]``, or ``inputs[i]`` where they have a fixed length;
+        arguments are columns with an element a job, and shared arrays as they are. The jobs
+        ``parts[t]`` to ``parts[t + 1] - 1`` are for thread t. Without a serial form there are
+        no batches: the jobs run one after the other.
+    inputs, returns
+        ``"uint64[:]"`` and the like: the dtype of a job's inputs, and their number or ``:`` for
+        any; the dtype of its result, with a number of elements if it is an array. `returns` is
+        needed with a batch form only.
+    arguments
+        The names of what the forms take after the inputs, in order.
+    params
+        The dtype of each number that a job gives by name.
+    shared
+        The type of each read-only array that all jobs share; see `bind`.
     work
         ``work(compute_cost, inputs)`` counts the steps of a job with that many inputs, in a unit
         of the kernel's own. The default takes the cost as it is.
@@ -70,36 +86,166 @@ class Kernel:
         Nanoseconds a unit of work takes solo, roughly: what is assumed until it is measured.
     needs
         Jitted functions that the forms call, in the order in which to compile them.
+
+    Raises
+    ------
+    ValueError
+        A declaration can't be; the message names it.
     """
 
-    name: str
-    solo: SoloForm
-    serial: BatchForm | None = None
-    parallel: BatchForm | None = None
-    result_dtype: np.dtype[Any] | None = None
-    work: Callable[[int, int], float] = _cost_itself
-    ns_per_work: float = 1.0
-    needs: tuple[Callable[..., Any], ...] = ()
+    def __init__(
+        self,
+        *,
+        name: str,
+        solo: Form,
+        serial: Form | None = None,
+        parallel: Form | None = None,
+        inputs: str = "uint64[:]",
+        returns: str | None = None,
+        arguments: tuple[str, ...] = ("compute_cost", "job_id"),
+        params: Mapping[str, str] = _NOTHING,
+        shared: Mapping[str, str] = _NOTHING,
+        work: Callable[[int, int], float] = _cost_itself,
+        ns_per_work: float = 1.0,
+        needs: tuple[Form, ...] = (),
+    ) -> None:
+        if not name or not isinstance(name, str):
+            raise ValueError(f"name must be a non-empty string, got {name!r}")
+        if serial is not None and returns is None:
+            raise ValueError(f"kernel {name}: a batch form needs to declare what it returns")
+        if parallel is not None and serial is None:
+            raise ValueError(f"kernel {name}: a parallel form needs a serial form beside it")
+        if not ns_per_work > 0:
+            raise ValueError(f"kernel {name}: ns_per_work must be more than 0, got {ns_per_work}")
+        self.name = name
+        self.solo = solo
+        self.serial = serial
+        self.parallel = parallel
+        self.arguments = arguments
+        self.needs = needs
+        self._work = work
+        self._ns_per_work = ns_per_work
+        self._inputs = Spec.parse(inputs, "inputs")
+        if self._inputs.ndim != 1:
+            raise ValueError(f"inputs must be a one-dimensional array, got {inputs!r}")
+        self._returns = None if returns is None else Spec.parse(returns, "returns")
+        if self._returns is not None and self._returns.ndim and self._returns.length is None:
+            raise ValueError(f"returns must have a fixed length, got {returns!r}")
+        self._params = {key: Spec.parse(each, f"params[{key!r}]") for key, each in params.items()}
+        for key, spec in self._params.items():
+            if spec.ndim:
+                raise ValueError(f"params[{key!r}] must be a number, got {spec}")
+        self._shared = {key: Spec.parse(each, f"shared[{key!r}]") for key, each in shared.items()}
+        for key, spec in self._shared.items():
+            if not spec.ndim:
+                raise ValueError(f"shared[{key!r}] must be an array, got {spec}")
+        self._bound: tuple[Array, ...] = ()
+        given = ("compute_cost", "job_id", *self._params, *self._shared)
+        if unknown := set(arguments) - set(given):
+            raise ValueError(f"kernel {name}: arguments must be among {given}, got {unknown}")
+        self._order = tuple(given.index(each) for each in arguments)
+        self._plain = arguments == ("compute_cost", "job_id")
 
-    def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
-            raise ValueError(f"name must be a non-empty string, got {self.name!r}")
-        if self.serial is not None and self.result_dtype is None:
-            raise ValueError(f"kernel {self.name}: a batch form needs a result_dtype")
-        if self.parallel is not None and self.serial is None:
-            raise ValueError(f"kernel {self.name}: a parallel form needs a serial form beside it")
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self._inputs} -> {self._returns}>"
 
-    def as_inputs(self, inputs: Any) -> UInt64Array:
-        """Return a job's inputs as the array that the forms take; raises if they don't fit."""
-        return as_uint64_vector(inputs, "inputs")
+    # -- What a job brings ----------------------------------------------------------------------
+
+    def as_inputs(self, inputs: Any) -> Array:
+        """Return a job's inputs as the array that the forms take.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They don't fit; the message says which value, and what is allowed.
+        """
+        return as_vector(inputs, self._inputs.dtype, "inputs", self._inputs.length)
+
+    def as_params(self, params: Mapping[str, Any]) -> tuple[int | float, ...]:
+        """Return a job's params as the numbers that the forms take, in the declared order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            One is missing, unknown, of a wrong type or out of range.
+        """
+        if not self._params and not params:
+            return ()
+        if params.keys() != self._params.keys():
+            declared = ", ".join(self._params) or "none"
+            raise ValueError(f"params must be {declared}, got {', '.join(params) or 'none'}")
+        return tuple(
+            as_number(params[name], spec.dtype, f"params[{name!r}]")
+            for name, spec in self._params.items()
+        )
 
     def predict_ns(self, compute_cost: int, inputs: int) -> float:
-        """Estimate how long a job takes solo, before anything was measured."""
-        return self.work(compute_cost, inputs) * self.ns_per_work
+        """Estimate how long a job takes solo, before anything was measured.
 
-    def forms(self, *, parallel: bool = True) -> list[Callable[..., Any]]:
+        Raises
+        ------
+        ValueError
+            The kernel's `work` gave no number of steps.
+        """
+        steps = self._work(compute_cost, inputs)
+        if not steps >= 0:
+            raise ValueError(f"kernel {self.name}: work must be 0 or more, got {steps!r}")
+        return steps * self._ns_per_work
+
+    def work(self, compute_cost: int, inputs: int) -> float:
+        """Count the steps of a job with that many inputs."""
+        return self._work(compute_cost, inputs)
+
+    # -- What all jobs share ----------------------------------------------------------------------
+
+    def bind(self, **arrays: Any) -> None:
+        """Set shared arrays, all at once or some of them, or swap them under traffic.
+
+        Nothing compiles. The arrays are copied. Jobs that are running keep the arrays that they
+        started with; every job that starts afterwards has the new ones, and never a mixture.
+        Thread-safe.
+
+        Raises
+        ------
+        TypeError
+            An array's dtype can't be converted without loss.
+        ValueError
+            A name isn't declared, or an array has another number of dimensions or elements.
+        """
+        bound = dict(zip(self._shared, self._bound, strict=False)) if self._bound else {}
+        for name, value in arrays.items():
+            if name not in self._shared:
+                declared = ", ".join(self._shared) or "none"
+                raise ValueError(f"shared arrays are {declared}, got {name!r}")
+            bound[name] = _as_shared(value, self._shared[name], name)
+        if missing := [name for name in self._shared if name not in bound]:
+            raise ValueError(
+                f"all shared arrays must be bound the first time, got no {missing[0]!r}"
+            )
+        self._bound = tuple(bound[name] for name in self._shared)
+
+    # -- Running --------------------------------------------------------------------------------
+
+    def solo_call(
+        self, inputs: Array, compute_cost: int, job_id: int, params: tuple[int | float, ...] = ()
+    ) -> Callable[[], Any]:
+        """Return what runs one job: a call of the solo form without arguments."""
+        if self._plain and (self._returns is None or not self._returns.ndim):
+            return functools.partial(self.solo, inputs, compute_cost, job_id)
+        return functools.partial(self._run_solo, inputs, (compute_cost, job_id, *params))
+
+    def _run_solo(self, inputs: Array, given: tuple[Any, ...]) -> Any:
+        given = (*given, *self._bound)
+        arguments = [given[i] for i in self._order]
+        if self._returns is None or not self._returns.ndim:
+            return self.solo(inputs, *arguments)
+        out = np.empty(self._returns.length or 0, self._returns.dtype)
+        self.solo(inputs, *arguments, out)
+        return out
+
+    def forms(self, *, parallel: bool = True) -> list[Form]:
         """List what `warm_up` compiles, in order."""
-        forms: list[Callable[..., Any]] = [*self.needs, self.solo]
+        forms: list[Form] = [*self.needs, self.solo]
         if self.serial is not None:
             forms.append(self.serial)
         if self.parallel is not None and parallel and parallel_is_safe():
@@ -112,7 +258,14 @@ class Kernel:
         return self.parallel is not None and is_warm(self.parallel) and parallel_is_safe()
 
     def run_batch(
-        self, inputs: Sequence[UInt64Array], costs: Sequence[int], ids: Sequence[int], threads: int
+        self,
+        inputs: Sequence[Array],
+        costs: Sequence[int],
+        ids: Sequence[int],
+        params: Sequence[tuple[int | float, ...]] = (),
+        *,
+        threads: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> BatchResult:
         """Run several jobs in one call, with the values that they would have solo.
 
@@ -121,34 +274,124 @@ class Kernel:
 
         Parameters
         ----------
-        inputs, costs, ids
-            One element a job; `inputs` as `as_inputs` returns them.
+        inputs, costs, ids, params
+            One element a job; `inputs` and `params` as `as_inputs` and `as_params` return them.
+            `params` may be left out where the kernel has none.
         threads
             How many threads the parallel form may use, 1 for the serial form. The serial form
             runs too where the parallel one can't (see `can_run_parallel`), and while another
             parallel region is running in this process.
+        weights
+            Predicted time of each job in any unit, by which the threads share the jobs; all
+            alike by default.
 
         Raises
         ------
         ValueError
             The kernel has no batch form.
         """
-        if self.serial is None:
+        if self.serial is None or self._returns is None:
             raise ValueError(f"kernel {self.name} has no batch form: run its jobs solo")
-        offsets = np.zeros(len(inputs) + 1, np.int64)
-        np.cumsum([len(each) for each in inputs], out=offsets[1:])
-        out = np.empty(len(inputs), self.result_dtype)
-        columns = (
-            np.concatenate(inputs) if inputs else np.empty(0, np.uint64),
-            offsets,
-            np.array(costs, np.uint64),
-            np.array(ids, np.uint64),
-            out,
-        )
+        jobs = len(inputs)
+        flat, offsets = self._gather(inputs)
+        columns = [np.array(costs, np.uint64), np.array(ids, np.uint64)]
+        columns += [
+            np.array([each[k] for each in params], spec.dtype)
+            for k, spec in enumerate(self._params.values())
+        ]
+        given = (*columns, *self._bound)
+        arguments = [given[i] for i in self._order]
+        failed = np.zeros(jobs, np.uint8)
+        elements = (self._returns.length,) if self._returns.length is not None else ()
+        out = np.zeros((jobs, *elements), self._returns.dtype)
         with parallel_region(threads if self.can_run_parallel else 1) as granted:
             form = self.parallel if granted and self.parallel is not None else self.serial
-            form(*columns)
-        return BatchResult(values=out.tolist(), parallel=granted)
+            parts = _share(jobs, threads if granted else 1, weights)
+            form(flat, offsets, parts, *arguments, failed, out)
+        values = [row.copy() for row in out] if elements else out.tolist()
+        return BatchResult(values=values, failed=np.flatnonzero(failed).tolist(), parallel=granted)
+
+    def _gather(self, inputs: Sequence[Array]) -> tuple[Array, Array]:
+        offsets = np.zeros(len(inputs) + 1, np.int64)
+        np.cumsum([len(each) for each in inputs], out=offsets[1:])
+        flat = np.concatenate(inputs) if inputs else np.empty(0, self._inputs.dtype)
+        if self._inputs.length is not None:
+            flat = flat.reshape(len(inputs), self._inputs.length)
+        return flat, offsets
+
+    def check_bound(self) -> None:
+        """Raise a `KernelError` if a shared array is missing."""
+        if len(self._bound) != len(self._shared):
+            raise KernelError(
+                f"kernel {self.name}: bind its shared arrays first: "
+                f"bind({', '.join(f'{name}=...' for name in self._shared)})"
+            )
+
+
+class DerivedKernel(Kernel):
+    """A kernel whose forms come from one scalar function; `kernel` makes them."""
+
+    def __init__(self, shape: Shape, cache_key: str, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._shape = shape
+        self._cache_key = cache_key
+
+    def batch(self, *, parallel: bool = True) -> Callable[[Form], Form]:
+        """Replace the derived batch form by a hand-written one; a decorator.
+
+        The function takes ``inputs, offsets, parts``, the scalar function's other arguments in
+        its order, as columns, then ``failed, out``; see `Kernel`. It must give the values of solo
+        runs to the last bit, and must not raise: it writes 1 into ``failed[i]`` instead.
+
+        Parameters
+        ----------
+        parallel
+            Compile it for several threads too, where its ``prange`` loop over ``len(parts) - 1``
+            spreads the parts; otherwise a batch runs on one.
+
+        Raises
+        ------
+        KernelError
+            The function takes other arguments; the message names its file and line.
+        """
+
+        def replace(function: Form) -> Form:
+            plain = getattr(function, "py_func", function)
+            given = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+            expected = ("inputs", "offsets", "parts", *self.arguments, "failed", "out")
+            if given != expected:
+                raise KernelError(
+                    f"{place(plain)} must take ({', '.join(expected)}), but takes "
+                    f"({', '.join(given)})"
+                )
+            key = fingerprint(plain, self._cache_key)
+            self.serial, self.parallel = both_forms(plain, self._shape, key)
+            if not parallel:
+                self.parallel = None
+            return function
+
+        return replace
+
+
+def _as_shared(value: Any, spec: Spec, name: str) -> Array:
+    array = np.asarray(value)
+    if not np.can_cast(array.dtype, spec.dtype, "safe"):
+        raise TypeError(f"{name} must be {spec}, got an array of {array.dtype}")
+    if array.ndim != spec.ndim or (spec.length is not None and len(array) != spec.length):
+        raise ValueError(f"{name} must be {spec}, got shape {array.shape}")
+    copy = np.array(array, spec.dtype, order="C")
+    copy.setflags(write=False)
+    return copy
+
+
+def _share(jobs: int, threads: int, weights: Sequence[float] | None) -> Array:
+    """Cut jobs into one part a thread, of about the same weight, in order."""
+    total = np.cumsum(np.ones(jobs) if weights is None else weights)
+    if jobs == 0 or threads == 1:
+        return np.array([0, jobs], np.int64)
+    targets = total[-1] * np.arange(1, threads) / threads
+    cuts = np.searchsorted(total, targets) + 1
+    return np.array([0, *np.minimum(cuts, jobs), jobs], np.int64)
 
 
 def warm_up(
@@ -167,7 +410,16 @@ def warm_up(
         Numba's threading layer; under OpenMP it takes parallel code from children forked later.
     progress
         Called as ``progress(done, total, kernel_name)`` before each form and once at the end.
+
+    Raises
+    ------
+    KernelError
+        A function can't be compiled, or returns another type than was declared, or shared arrays
+        aren't bound.
     """
+    kernels = list(kernels)
+    for kernel in kernels:
+        kernel.check_bound()
     pending = [
         (kernel.name, form) for kernel in kernels for form in kernel.forms(parallel=parallel)
     ]

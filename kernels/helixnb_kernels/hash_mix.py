@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from helixnb_kernels._inputs import UInt64Array, as_uint64, as_uint64_vector
-from helixnb_kernels._jit import compile_once, jit
-from helixnb_kernels._kernel import BATCH_OF_UINT64, SOLO_OF_UINT64, Kernel
+from helixnb_kernels._define import kernel
+from helixnb_kernels._inputs import UInt64Array, as_uint64, as_vector
+from helixnb_kernels._jit import compile_once, helper, jit
+from helixnb_kernels._order import sort_by
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
@@ -22,7 +23,17 @@ _FMIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SPLITMIX = np.uint64(0xBF58476D1CE4E5B9)
 _S7, _S33, _S57 = np.uint64(7), np.uint64(33), np.uint64(57)
-_ONE, _COST_PER_ROUND = np.uint64(1), np.uint64(64)
+_ZERO, _ONE, _COST_PER_ROUND = np.uint64(0), np.uint64(1), np.uint64(64)
+_LANES, _VECTOR = 128, 16  # jobs side by side; and how many drop out at once
+_FEW = 4  # lanes that are faster one by one
+_NEAR, _ANY = np.uint64(10), np.uint64(2**64 - 1)  # rounds that are faster one by one
+
+
+@helper
+def _mix(x: np.uint64, rounds: np.uint64) -> np.uint64:
+    for _ in range(rounds):
+        x = (((x << _S7) | (x >> _S57)) ^ _GOLDEN) * _SPLITMIX
+    return x
 
 
 @jit("uint64(uint64[::1], uint64)")
@@ -42,35 +53,75 @@ def _chain(inputs: UInt64Array, rounds: np.uint64) -> np.uint64:
     return x
 
 
-@jit(SOLO_OF_UINT64)
-def _solo(inputs: UInt64Array, compute_cost: np.uint64, job_id: np.uint64) -> np.uint64:
-    return _chain(inputs, max(compute_cost // _COST_PER_ROUND, _ONE))
-
-
-def _batch(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
-    for i in prange(len(out)):
-        out[i] = _solo(flat[offsets[i] : offsets[i + 1]], costs[i], ids[i])
-
-
-_serial = jit(BATCH_OF_UINT64)(_batch)
-_parallel = jit(BATCH_OF_UINT64, parallel=True)(_batch)
-
-
 def _work(compute_cost: int, inputs: int) -> float:
     """Count rounds; folding an input takes about as long as three of them."""
     return max(compute_cost // 64, 1) + 3.0 * inputs
 
 
-HASH_MIX = Kernel(
-    name="HashMix",
-    result_dtype=np.dtype(np.uint64),
-    needs=(_chain,),
-    solo=_solo,
-    serial=_serial,
-    parallel=_parallel,
-    work=_work,
-    ns_per_work=1.8,
-)
+def _job(inputs: UInt64Array, compute_cost: np.uint64, job_id: np.uint64) -> np.uint64:
+    return _chain(inputs, max(compute_cost // _COST_PER_ROUND, _ONE))
+
+
+HASH_MIX = kernel(name="HashMix", returns="uint64", work=_work, ns_per_work=1.8)(_job)
+
+
+@helper
+def _advance(lanes: UInt64Array, rounds: np.uint64) -> None:
+    """Mix all lanes side by side.
+
+    The lanes are innermost: they fill vector registers, and as many vectors as fit hide the
+    latency of the multiplication.
+    """
+    for _ in range(rounds):
+        for lane in range(len(lanes)):
+            x = lanes[lane]
+            lanes[lane] = (((x << _S7) | (x >> _S57)) ^ _GOLDEN) * _SPLITMIX
+
+
+@HASH_MIX.batch()
+def _batch(
+    inputs: Any,
+    offsets: Any,
+    parts: Any,
+    compute_cost: Any,
+    job_id: Any,
+    failed: Any,
+    out: Any,
+) -> None:
+    """Run jobs in groups of similar length, one a lane.
+
+    In a group the lanes stand in order of their rounds, at its end. All advance to where the next
+    one is done; those that are done drop out by whole vectors, so that the inner loop has no
+    remainder. Lanes that are nearly done, and the last few of a group, finish one by one.
+    """
+    for part in prange(len(parts) - 1):
+        first, jobs = parts[part], parts[part + 1] - parts[part]
+        rounds = np.empty(jobs, np.uint64)
+        order = np.empty(jobs, np.int64)
+        for i in range(jobs):
+            rounds[i] = max(compute_cost[first + i] // _COST_PER_ROUND, _ONE)
+            order[i] = i
+        sort_by(order, rounds)
+        lanes = np.zeros(_LANES, np.uint64)
+        for start in range(0, jobs, _LANES):
+            group = order[start : start + _LANES]
+            unused = _LANES - len(group)
+            for k in range(len(group)):
+                i = first + group[k]
+                lanes[unused + k] = _chain(inputs[offsets[i] : offsets[i + 1]], _ZERO)
+            advanced = _ZERO
+            k = 0
+            while k < len(group):
+                near = _ANY
+                if len(group) - k > _FEW:
+                    ahead = rounds[group[k]] - advanced
+                    _advance(lanes[(unused + k) // _VECTOR * _VECTOR :], ahead)
+                    advanced += ahead
+                    near = _NEAR
+                while k < len(group) and rounds[group[k]] - advanced <= near:
+                    i = group[k]
+                    out[first + i] = _mix(lanes[unused + k], rounds[i] - advanced)
+                    k += 1
 
 
 def hash_mix(inputs: Any, rounds: int) -> int:
@@ -95,7 +146,7 @@ def hash_mix(inputs: Any, rounds: int) -> int:
     ValueError
         A value is out of range, or `inputs` has several dimensions.
     """
-    values = as_uint64_vector(inputs, "inputs")
+    values = as_vector(inputs, np.dtype(np.uint64), "inputs")
     count = as_uint64(rounds, "rounds")
     compile_once(_chain)
     return int(_chain(values, np.uint64(count)))

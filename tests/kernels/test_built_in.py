@@ -77,7 +77,7 @@ def test_a_batch_is_its_solo_runs(kernel: Kernel, data: st.DataObject) -> None:
     costs, ids = [cost for _, cost, _ in jobs], [job_id for _, _, job_id in jobs]
     solo = [kernel.solo(*job) for job in zip(inputs, costs, ids, strict=True)]
     for threads in (1, 2):
-        assert kernel.run_batch(inputs, costs, ids, threads).values == solo
+        assert kernel.run_batch(inputs, costs, ids, threads=threads).values == solo
 
 
 @pytest.mark.parametrize("kernel", BUILT_IN, ids=lambda kernel: kernel.name)
@@ -94,7 +94,7 @@ def test_ten_thousand_jobs(kernel: Kernel) -> None:
     """A batch of 10,000 jobs gives each its own value."""
     inputs = [kernel.as_inputs([i]) for i in range(10_000)]
     ids = list(range(10_000))
-    result = kernel.run_batch(inputs, [0] * 10_000, ids, 2)
+    result = kernel.run_batch(inputs, [0] * 10_000, ids, threads=2)
     for i in (0, 1, 4_999, 9_999):
         assert result.values[i] == kernel.solo(inputs[i], 0, i)
 
@@ -103,7 +103,7 @@ def test_ten_thousand_jobs(kernel: Kernel) -> None:
 def test_wrong_dtype_raises(kernel: Kernel) -> None:
     """Compiled code refuses an array of another dtype; it doesn't compile a second version."""
     with pytest.raises(TypeError):
-        kernel.solo(np.zeros(3), 1, 1)  # type: ignore[arg-type]
+        kernel.solo(np.zeros(3), 1, 1)
 
 
 def test_work_counts_what_the_kernel_does() -> None:

@@ -22,7 +22,7 @@ def run(kernel: Kernel, rows: list[dict[str, Any]], threads: int) -> list[Any]:
         [kernel.as_inputs(row["inputs"]) for row in rows],
         [row["compute_cost"] for row in rows],
         [row["id"] for row in rows],
-        threads,
+        threads=threads,
     ).values
 
 
@@ -37,7 +37,7 @@ def test_solo_answers() -> None:
     for row in original():
         kernel = KINDS[row["kind"]]
         inputs = kernel.as_inputs(row["inputs"])
-        answer = kernel.solo(inputs, row["compute_cost"], row["id"])
+        answer = kernel.solo_call(inputs, row["compute_cost"], row["id"])()
         assert type(answer) is type(row["answer"])
         assert answer == row["answer"], row["id"]
 

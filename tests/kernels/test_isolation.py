@@ -22,9 +22,10 @@ PROBE = str(Path(__file__).parents[1] / "programs" / "parallel_probe.py")
 
 WARM = """
 import sys
-from helixnb_kernels import BUILT_IN, HASH_MIX, hash_mix, reference, warm_up
-warm_up(BUILT_IN)
-assert hash_mix([1, 2], 3) == reference.hash_mix([1, 2], 3)
+from helixnb_kernels import HASH_MIX, reference, warm_up
+warm_up([HASH_MIX])
+inputs = HASH_MIX.as_inputs([1, 2])
+assert HASH_MIX.solo_call(inputs, 640, 5)() == reference.hash_mix_job([1, 2], 640, 5)
 print(sum(HASH_MIX.solo.stats.cache_hits.values()))
 """
 
@@ -84,7 +85,7 @@ for kind, kernel in kinds.items():
     some = [r for r in rows if r["kind"] == kind and r["compute_cost"] < 10**6][:6]
     result = kernel.run_batch(
         [kernel.as_inputs(r["inputs"]) for r in some],
-        [r["compute_cost"] for r in some], [r["id"] for r in some], 2)
+        [r["compute_cost"] for r in some], [r["id"] for r in some], threads=2)
     assert not result.parallel
     for row, value in zip(some, result.values, strict=True):
         oracle = getattr(reference, {{"HashMix": "hash_mix_job", "PrimeCount": "prime_count_job",

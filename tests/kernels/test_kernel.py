@@ -17,7 +17,6 @@ from helixnb_kernels import (
     warm_up,
 )
 from helixnb_kernels._jit import jit
-from helixnb_kernels._kernel import BATCH_OF_UINT64
 
 INPUTS = [np.empty(0, np.uint64)] * 3
 
@@ -29,34 +28,35 @@ def solo(inputs: Any, compute_cost: int, job_id: int) -> int:
 def test_a_batch_needs_a_batch_form() -> None:
     """A kernel without one says so."""
     with pytest.raises(ValueError, match="kernel Picky has no batch form: run its jobs solo"):
-        PICKY.run_batch(INPUTS, [1] * 3, [1, 2, 3], 1)
+        PICKY.run_batch(INPUTS, [1] * 3, [1, 2, 3])
 
 
 def test_a_batch_form_that_raises() -> None:
     """Its error is the caller's, and the parallel region is free again."""
 
-    def batch(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
+    def batch(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
         raise Picky
 
-    dtype = np.dtype(np.int64)
-    kernel = Kernel(name="K", solo=solo, serial=batch, parallel=batch, result_dtype=dtype)
+    kernel = Kernel(name="K", solo=solo, serial=batch, parallel=batch, returns="int64")
     for threads in (1, 2):
         with pytest.raises(Picky):
-            kernel.run_batch(INPUTS, [1] * 3, [1, 2, 3], threads)
+            kernel.run_batch(INPUTS, [1] * 3, [1, 2, 3], threads=threads)
     assert parallel_region_is_free()
 
 
 def test_the_parallel_form_runs_only_once_it_is_warm() -> None:
     """A form that would have to compile first isn't used: compiling isn't running."""
 
-    @jit(BATCH_OF_UINT64, parallel=True)
-    def cold(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
+    @jit(HASH_MIX._shape.batch_signature, parallel=True)
+    def cold(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
         for i in prange(len(out)):
             out[i] = ids[i]
 
-    kernel = Kernel(
-        name="K", solo=solo, serial=cold, parallel=cold, result_dtype=np.dtype(np.uint64)
-    )
+    kernel = Kernel(name="K", solo=solo, serial=cold, parallel=cold, returns="uint64")
     assert not kernel.can_run_parallel
     warm_up([kernel])
     assert kernel.can_run_parallel is parallel_is_safe()
@@ -65,7 +65,7 @@ def test_the_parallel_form_runs_only_once_it_is_warm() -> None:
 def test_an_empty_batch() -> None:
     """A batch of no jobs gives no values."""
     warm_up([HASH_MIX])
-    assert HASH_MIX.run_batch([], [], [], 2).values == []
+    assert HASH_MIX.run_batch([], [], [], threads=2).values == []
 
 
 def test_predicted_time_follows_work() -> None:
@@ -78,7 +78,7 @@ def test_predicted_time_follows_work() -> None:
     ("fields", "message"),
     [
         ({"name": ""}, "name must be a non-empty string, got ''"),
-        ({"name": "K", "serial": solo}, "kernel K: a batch form needs a result_dtype"),
+        ({"name": "K", "serial": solo}, "kernel K: a batch form needs to declare what it returns"),
         ({"name": "K", "parallel": solo}, "kernel K: a parallel form needs a serial form"),
     ],
 )

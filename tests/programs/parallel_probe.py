@@ -45,7 +45,7 @@ def launch_from_threads(with_foreign: bool) -> dict[str, Any]:
 
     def batches() -> None:
         for _ in range(15):
-            result = MONTE_CARLO.run_batch(INPUTS, COSTS, IDS, 2)
+            result = MONTE_CARLO.run_batch(INPUTS, COSTS, IDS, threads=2)
             parallel.append(result.parallel)
             if not right(result.values):
                 wrong.append(result)
@@ -101,7 +101,7 @@ def in_child(generations: int) -> bool:
             os._exit(0 if in_child(generations - 1) else 1)
         try:
             answer = anyio.run(route)
-            direct = MONTE_CARLO.run_batch(INPUTS, COSTS, IDS, 2)
+            direct = MONTE_CARLO.run_batch(INPUTS, COSTS, IDS, threads=2)
             os._exit(0 if answer["right"] and right(direct.values) else 1)
         except BaseException as error:
             print(repr(error), file=sys.stderr)

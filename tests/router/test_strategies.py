@@ -6,7 +6,6 @@ import threading
 from typing import Any
 
 import anyio
-import numpy as np
 import pytest
 from numba.core import event
 from support import IN_THREADS, PICKY, Always, Gate, Picky, check_balanced, job, router
@@ -306,12 +305,14 @@ async def test_whatever_a_kernel_raises_is_its_jobs_failure(
     def leave(inputs: Any, compute_cost: int, job_id: int) -> int:
         raise error
 
-    def batch(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
+    def batch(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
         raise error
 
     kernels = [
         Kernel(name="Solo", solo=leave),
-        Kernel(name="Both", solo=leave, serial=batch, result_dtype=np.dtype(np.int64)),
+        Kernel(name="Both", solo=leave, serial=batch, returns="int64"),
     ]
     async with router(*kernels, policy=Always(strategy)) as r:
         for kernel in kernels:
@@ -332,13 +333,15 @@ async def test_a_batch_call_that_raises_is_run_again_job_by_job() -> None:
             raise Picky
         return job_id * 10
 
-    def batch(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
+    def batch(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
         calls["batch"] += 1
         if 4 in ids:
             raise Picky
         out[:] = ids * 10
 
-    kernel = Kernel(name="K", solo=solo, serial=batch, result_dtype=np.dtype(np.uint64))
+    kernel = Kernel(name="K", solo=solo, serial=batch, returns="uint64")
     async with router(kernel, policy=Always(Strategy.BATCH), batch_max_jobs=3) as r:
         outcomes = await r.submit_many([job(i, "K") for i in range(6)])
     assert [outcome.value_or(None) for outcome in outcomes] == [0, 10, 20, 30, None, 50]
@@ -361,7 +364,9 @@ async def test_a_batch_holds_no_more_slots_than_numba_has_threads() -> None:
     """Slots that a batch could not use stay free for others."""
     busy = []
 
-    def batch(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None:
+    def batch(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
         out[:] = 1
         busy.append(r.stats().cpu_busy)
 
@@ -370,7 +375,7 @@ async def test_a_batch_holds_no_more_slots_than_numba_has_threads() -> None:
         solo=_thread_of,
         serial=batch,
         parallel=batch,
-        result_dtype=np.dtype(np.uint64),
+        returns="uint64",
         ns_per_work=1e6,
     )
     slots = max_threads() + 3

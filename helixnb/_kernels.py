@@ -1,0 +1,93 @@
+"""Kernels of the user's own, with jobs to go with them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import helixnb_kernels
+from helixnb._errors import JobError
+from helixnb._records import Job
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class UserKernel(helixnb_kernels.DerivedKernel):
+    """A kernel that `kernel` made, ready for ``Router(kernels=[...])``."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self._ids = itertools.count()
+
+    def job(
+        self,
+        inputs: Any = (),
+        *,
+        id: int | None = None,  # noqa: A002  # the field's name
+        compute_cost: int | None = None,
+        scaling_potential: float = 0.5,
+        latency_budget_ms: float | None = None,
+        **params: Any,
+    ) -> Job:
+        """Make a job of this kind.
+
+        Parameters
+        ----------
+        inputs, scaling_potential, latency_budget_ms
+            As of `Job`.
+        id
+            Counted up from 0 if left out.
+        compute_cost
+            The kernel's `work` for that many inputs if left out.
+        params
+            The kernel's params, by name.
+
+        Raises
+        ------
+        JobError
+            A field can't be, or `compute_cost` is left out although the kernel computes with it.
+        """
+        if compute_cost is None:
+            if "compute_cost" in self.arguments:
+                raise JobError(
+                    f"kernel {self.name} computes with compute_cost, so it must be given"
+                )
+            compute_cost = max(1, math.ceil(self.work(0, len(inputs))))
+        return Job(
+            id=next(self._ids) if id is None else id,
+            kind=self.name,
+            inputs=inputs,
+            compute_cost=compute_cost,
+            scaling_potential=scaling_potential,
+            latency_budget_ms=latency_budget_ms,
+            params=params,
+        )
+
+
+def kernel(
+    *,
+    inputs: str = "uint64[:]",
+    returns: str,
+    params: Mapping[str, str] = _NOTHING,
+    shared: Mapping[str, str] = _NOTHING,
+    work: Callable[[int, int], float] | None = None,
+    ns_per_work: float = 1.0,
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], UserKernel]:
+    decorate = helixnb_kernels.kernel(
+        inputs=inputs,
+        returns=returns,
+        params=params,
+        shared=shared,
+        work=work,
+        ns_per_work=ns_per_work,
+        name=name,
+        kernel_class=UserKernel,
+    )
+    return cast("Callable[[Callable[..., Any]], UserKernel]", decorate)
+
+
+kernel.__doc__ = helixnb_kernels.kernel.__doc__

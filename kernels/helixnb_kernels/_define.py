@@ -1,0 +1,143 @@
+"""``@kernel``: one scalar function becomes a kind of job."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from helixnb_kernels._cache import fingerprint
+from helixnb_kernels._derive import Shape, derive_batch, derive_solo
+from helixnb_kernels._errors import KernelError
+from helixnb_kernels._jit import jit, place
+from helixnb_kernels._kernel import DerivedKernel
+from helixnb_kernels._types import Spec
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_RESERVED = ("inputs", "offsets", "parts", "failed", "out", "len", "range", "Exception")
+
+
+def kernel(
+    *,
+    inputs: str = "uint64[:]",
+    returns: str,
+    params: Mapping[str, str] = _NOTHING,
+    shared: Mapping[str, str] = _NOTHING,
+    work: Callable[[int, int], float] | None = None,
+    ns_per_work: float = 1.0,
+    name: str | None = None,
+    kernel_class: type[DerivedKernel] = DerivedKernel,
+) -> Callable[[Callable[..., Any]], DerivedKernel]:
+    """Make a kernel of a function that computes one job.
+
+    The function must be one that Numba compiles in nopython mode. It takes the job's inputs
+    first, then by name, in any order, what it needs of ``compute_cost`` and ``job_id`` (uint64),
+    the `params` and the `shared` arrays; and last ``out``, an array to fill, if the result has
+    several numbers. It gets a solo form, and a batch form whose values are the same to the last
+    bit. Where it raises, only that job fails.
+
+    Nothing compiles here, but when the kernel is warmed up. uint64 with int64 gives int64 or
+    float64 in Numba: wrap the constants of integer kernels in ``np.uint64``.
+
+    Parameters
+    ----------
+    inputs, returns
+        Such as ``"float64[:]"`` for any number of inputs, ``"float64[8]"`` for exactly 8; and
+        ``"float64"`` or ``"float64[3]"``. dtypes are uint64, int64 and float64.
+    params
+        The dtype of each number that a job gives by name (`Job.params`).
+    shared
+        The type of each read-only array that all jobs share, such as ``"float64[:,:]"``; set and
+        swapped with ``bind``.
+    work, ns_per_work
+        See `Kernel`. By default a job's work is its cost, or its number of inputs if it has none.
+    name
+        The kind of its jobs; the function's name by default.
+    kernel_class
+        What to make of it.
+
+    Raises
+    ------
+    KernelError
+        The function takes other arguments than these; the message names its file and line.
+    ValueError
+        A declaration isn't one.
+    """
+
+    def decorate(function: Callable[..., Any]) -> DerivedKernel:
+        scalar = getattr(function, "py_func", function)
+        arguments = _arguments(scalar, params, shared, vector="[" in returns)
+        shape = Shape(
+            Spec.parse(inputs, "inputs"),
+            Spec.parse(returns, "returns"),
+            arguments,
+            {key: Spec.parse(text, f"params[{key!r}]") for key, text in params.items()},
+            {key: Spec.parse(text, f"shared[{key!r}]") for key, text in shared.items()},
+        )
+        key = fingerprint(
+            scalar, str(shape.scalar_signature), shape.solo_source(), shape.batch_source()
+        )
+        compiled = jit(shape.scalar_signature, cache_key=key)(scalar)
+        serial, parallel = derive_batch(compiled, shape, key)
+        return kernel_class(
+            shape,
+            key,
+            name=scalar.__name__ if name is None else name,
+            solo=derive_solo(compiled, shape, key),
+            serial=serial,
+            parallel=parallel,
+            inputs=inputs,
+            returns=returns,
+            arguments=arguments,
+            params=params,
+            shared=shared,
+            work=_larger if work is None else work,
+            ns_per_work=ns_per_work,
+            needs=(compiled,),
+        )
+
+    return decorate
+
+
+def _larger(compute_cost: int, inputs: int) -> float:
+    return float(max(compute_cost, inputs))
+
+
+def _arguments(
+    function: Any, params: Mapping[str, str], shared: Mapping[str, str], *, vector: bool
+) -> tuple[str, ...]:
+    """Return the names of what a scalar function takes after the inputs, without ``out``."""
+    where = place(function)
+    declared = ("compute_cost", "job_id", *params, *shared)
+    for name in (*params, *shared):
+        if (
+            not name.isidentifier()
+            or keyword.iskeyword(name)
+            or name.startswith("_")
+            or name in _RESERVED
+            or declared.count(name) > 1
+        ):
+            raise KernelError(f"{where}: {name!r} can't be the name of a param or shared array")
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            raise KernelError(f"{where} must take plain arguments only, but takes {parameter}")
+        names.append(parameter.name)
+    if not names:
+        raise KernelError(f"{where} must take the inputs first, but takes nothing")
+    rest = names[1:]
+    if vector:
+        if not rest or rest[-1] != "out":
+            raise KernelError(f"{where} must take `out` last, since its result has several numbers")
+        rest = rest[:-1]
+    for name in rest:
+        if name not in declared:
+            raise KernelError(
+                f"{where} must take only {', '.join(declared)} after the inputs, but takes {name!r}"
+            )
+    for name in (*params, *shared):
+        if name not in rest:
+            raise KernelError(f"{where} doesn't take {name!r}, which is declared")
+    return tuple(rest)

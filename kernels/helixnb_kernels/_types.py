@@ -1,0 +1,66 @@
+"""What kernels declare about their arrays and numbers: ``"float64[:]"``, ``"uint64[8]"``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import types
+
+DTYPES = {name: np.dtype(name) for name in ("uint64", "int64", "float64")}
+_ARRAY = re.compile(r"(\w+)\[(\d+|:(?:,:)*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A number, or an array of numbers in C order.
+
+    Attributes
+    ----------
+    dtype
+        uint64, int64 or float64.
+    ndim
+        Dimensions; 0 for a number.
+    length
+        The number of elements of a one-dimensional array, None for any.
+    """
+
+    dtype: np.dtype[Any]
+    ndim: int = 0
+    length: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, field: str) -> Spec:
+        """Read a declaration.
+
+        Raises
+        ------
+        ValueError
+            It isn't one; the message names `field`.
+        """
+        if isinstance(text, str):
+            name, ndim, length = text, 0, None
+            if match := _ARRAY.fullmatch(text.replace(" ", "")):
+                name, size = match.groups()
+                ndim = size.count(":") or 1
+                length = None if ":" in size else int(size)
+            if name in DTYPES and length != 0:
+                return cls(DTYPES[name], ndim, length)
+        raise ValueError(
+            f"{field} must be one of {', '.join(DTYPES)}, or an array of it such as 'float64[:]' "
+            f"or 'float64[8]', got {text!r}"
+        )
+
+    def __str__(self) -> str:
+        if self.ndim == 0:
+            return self.dtype.name
+        size = ",".join([":"] * self.ndim) if self.length is None else str(self.length)
+        return f"{self.dtype.name}[{size}]"
+
+    def numba(self, *, extra_dims: int = 0, readonly: bool = False) -> Any:
+        """Return Numba's type for it, or for an array of so many more dimensions."""
+        scalar = getattr(types, self.dtype.name)
+        ndim = self.ndim + extra_dims
+        return types.Array(scalar, ndim, "C", readonly=readonly) if ndim else scalar
