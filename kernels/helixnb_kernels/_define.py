@@ -68,13 +68,14 @@ def kernel(
 
     def decorate(function: Callable[..., Any]) -> DerivedKernel:
         scalar = getattr(function, "py_func", function)
-        arguments = _arguments(scalar, params, shared, vector="[" in returns)
+        result = Spec.result(returns, "returns")
+        arguments = _arguments(scalar, params, shared, vector=result.ndim > 0)
         shape = Shape(
-            Spec.parse(inputs, "inputs"),
-            Spec.parse(returns, "returns"),
+            Spec.vector(inputs, "inputs"),
+            result,
             arguments,
-            {key: Spec.parse(text, f"params[{key!r}]") for key, text in params.items()},
-            {key: Spec.parse(text, f"shared[{key!r}]") for key, text in shared.items()},
+            {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()},
+            {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()},
         )
         key = fingerprint(
             scalar, str(shape.scalar_signature), shape.solo_source(), shape.batch_source()

@@ -125,20 +125,10 @@ class Kernel:
         self.needs = needs
         self._work = work
         self._ns_per_work = ns_per_work
-        self._inputs = Spec.parse(inputs, "inputs")
-        if self._inputs.ndim != 1:
-            raise ValueError(f"inputs must be a one-dimensional array, got {inputs!r}")
-        self._returns = None if returns is None else Spec.parse(returns, "returns")
-        if self._returns is not None and self._returns.ndim and self._returns.length is None:
-            raise ValueError(f"returns must have a fixed length, got {returns!r}")
-        self._params = {key: Spec.parse(each, f"params[{key!r}]") for key, each in params.items()}
-        for key, spec in self._params.items():
-            if spec.ndim:
-                raise ValueError(f"params[{key!r}] must be a number, got {spec}")
-        self._shared = {key: Spec.parse(each, f"shared[{key!r}]") for key, each in shared.items()}
-        for key, spec in self._shared.items():
-            if not spec.ndim:
-                raise ValueError(f"shared[{key!r}] must be an array, got {spec}")
+        self._inputs = Spec.vector(inputs, "inputs")
+        self._returns = None if returns is None else Spec.result(returns, "returns")
+        self._params = {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()}
+        self._shared = {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()}
         self._bound: tuple[Array, ...] = ()
         given = ("compute_cost", "job_id", *self._params, *self._shared)
         if unknown := set(arguments) - set(given):

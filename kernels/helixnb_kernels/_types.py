@@ -53,6 +53,38 @@ class Spec:
             f"or 'float64[8]', got {text!r}"
         )
 
+    @classmethod
+    def number(cls, text: str, field: str) -> Spec:
+        """Read the declaration of a number."""
+        spec = cls.parse(text, field)
+        if spec.ndim:
+            raise ValueError(f"{field} must be a number, got {text!r}")
+        return spec
+
+    @classmethod
+    def array(cls, text: str, field: str) -> Spec:
+        """Read the declaration of an array."""
+        spec = cls.parse(text, field)
+        if not spec.ndim:
+            raise ValueError(f"{field} must be an array, got {text!r}")
+        return spec
+
+    @classmethod
+    def vector(cls, text: str, field: str) -> Spec:
+        """Read the declaration of a one-dimensional array."""
+        spec = cls.parse(text, field)
+        if spec.ndim != 1:
+            raise ValueError(f"{field} must be a one-dimensional array, got {text!r}")
+        return spec
+
+    @classmethod
+    def result(cls, text: str, field: str) -> Spec:
+        """Read the declaration of a number, or of an array of a fixed length."""
+        spec = cls.parse(text, field)
+        if spec.ndim and spec.length is None:
+            raise ValueError(f"{field} must be a number or have a fixed length, got {text!r}")
+        return spec
+
     def __str__(self) -> str:
         if self.ndim == 0:
             return self.dtype.name
