@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs dev clean
+.PHONY: demo test lint docs bench-check bench-table dev clean
 
 demo: .venv/demo.done
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -20,6 +20,17 @@ lint: .venv/test.done .venv/lint.done
 
 docs: .venv/docs.done
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# That the benchmarks run, not how fast: asv's own file about the machine goes below .asv.
+bench-check: .venv/bench.done
+	mkdir -p .asv
+	cd asv_bench && export HOME=$(CURDIR)/.asv && ../$(BIN)/asv machine --yes > /dev/null \
+	    && ../$(BIN)/asv check -E existing:$(CURDIR)/$(BIN)/python \
+	    && ../$(BIN)/asv run --quick --dry-run --show-stderr --bench 'Solo|UserKernel' \
+	        -E existing:$(CURDIR)/$(BIN)/python
+
+bench-table: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python kernel_table.py
 
 # The checkout itself, editable, with everything that development needs.
 dev: .venv/test.done .venv/lint.done .venv/docs.done

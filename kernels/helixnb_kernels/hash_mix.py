@@ -14,7 +14,7 @@ from numba import prange
 from helixnb_kernels._define import kernel
 from helixnb_kernels._inputs import UInt64Array, as_uint64, as_vector
 from helixnb_kernels._jit import compile_once, helper, jit
-from helixnb_kernels._order import sort_by
+from helixnb_kernels._order import order_of
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
@@ -97,11 +97,9 @@ def _batch(
     for part in prange(len(parts) - 1):
         first, jobs = parts[part], parts[part + 1] - parts[part]
         rounds = np.empty(jobs, np.uint64)
-        order = np.empty(jobs, np.int64)
         for i in range(jobs):
             rounds[i] = max(compute_cost[first + i] // _COST_PER_ROUND, _ONE)
-            order[i] = i
-        sort_by(order, rounds)
+        order = order_of(rounds)
         lanes = np.zeros(_LANES, np.uint64)
         for start in range(0, jobs, _LANES):
             group = order[start : start + _LANES]

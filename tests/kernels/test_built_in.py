@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -22,6 +23,7 @@ from helixnb_kernels import (
     reference,
     warm_up,
 )
+from helixnb_kernels._order import order_of
 
 UINT64 = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63, 2**64 - 1]))
 INPUTS = st.lists(UINT64, max_size=12)
@@ -133,3 +135,25 @@ def test_stand_alone_functions_check_their_input(
     """A wrong argument is refused by name, with the value and what is allowed."""
     with pytest.raises(error, match=message):
         call()
+
+
+@numba.njit  # type: ignore[untyped-decorator]  # untyped
+def _order_of(keys: Any) -> Any:
+    return order_of(keys)
+
+
+KEYS = st.one_of(
+    st.lists(UINT64, max_size=200),
+    st.lists(st.integers(0, 5), max_size=200),
+    st.lists(st.integers(2**63 - 40, 2**63 + 40), max_size=200),
+)
+
+
+@given(KEYS)
+@example(list(range(3_000, 0, -1)))
+@example([2**64 - 1] + [0, 1] * 2_000)
+def test_order_of_keys(keys: list[int]) -> None:
+    """Indices come in order of their keys, for keys far apart, close together and equal."""
+    order = _order_of(np.array(keys, np.uint64))
+    assert sorted(order) == list(range(len(keys)))
+    assert [keys[i] for i in order] == sorted(keys)

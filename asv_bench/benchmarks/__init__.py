@@ -1,0 +1,1 @@
+"""Benchmarks for asv; see docs/performance.md for how to run them."""
