@@ -10,7 +10,8 @@ import pytest
 from numba.core import event
 from support import IN_THREADS, PICKY, Always, Gate, Picky, check_balanced, job, router
 
-from helixnb import Decision, Kernel, Load, RouterConfig, Status, Strategy
+import helixnb
+from helixnb import Decision, JobError, Kernel, Load, RouterConfig, Status, Strategy
 from helixnb_kernels import max_threads, reference
 
 pytestmark = pytest.mark.anyio
@@ -401,3 +402,32 @@ async def test_a_policy_may_name_its_strategy() -> None:
         with pytest.raises(ValueError, match="'teleport' is not a valid Strategy"):
             await r.submit(job())
         assert r.stats().submitted == 1
+
+
+async def test_a_users_kernel_on_every_strategy() -> None:
+    """It is added to a running router, gives the same bits everywhere, and never compiles again."""
+
+    @helixnb.kernel(inputs="float64[:]", returns="float64", params={"rate": "float64"})
+    def discounted(flows: Any, rate: Any) -> Any:
+        total = 0.0
+        for t in range(len(flows)):
+            total += flows[t] / (1.0 + rate) ** t
+        return total
+
+    policy = Always(Strategy.INLINE)
+    async with router(policy=policy, batch_max_jobs=16) as r:
+        await r.add_kernel(discounted)
+        seen = set()
+        with event.install_recorder("numba:compile") as compiled:
+            for strategy in ALL_BUT_DROP:
+                policy.strategy = strategy
+                jobs = [discounted.job([1.5] * n, rate=0.01 * n) for n in range(40)]
+                outcomes = await r.submit_many(jobs)
+                seen.add(tuple(outcome.value for outcome in outcomes))
+            assert not compiled.buffer
+        assert len(seen) == 1
+        with pytest.raises(JobError, match=r"params must be rate, got none"):
+            await r.submit(discounted.job([1.0]))
+        with pytest.raises(JobError, match=r"params\['rate'\] must be a real number, got 'x'"):
+            await r.submit(discounted.job([1.0], rate="x"))
+    check_balanced(r.stats())
