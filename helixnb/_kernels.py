@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, ParamSpec, cast
 
 import helixnb_kernels
 from helixnb._errors import JobError
 from helixnb._records import Job
+from helixnb_kernels import DerivedKernel
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+P = ParamSpec("P")
+Function = Callable[..., Any]
 
 
-class UserKernel(helixnb_kernels.DerivedKernel):
+class UserKernel(DerivedKernel):
     """A kernel that `kernel` made, ready for ``Router(kernels=[...])``."""
 
     def __init__(self, *args: Any, **fields: Any) -> None:
@@ -67,27 +69,16 @@ class UserKernel(helixnb_kernels.DerivedKernel):
         )
 
 
-def kernel(
-    *,
-    inputs: str = "uint64[:]",
-    returns: str,
-    params: Mapping[str, str] = _NOTHING,
-    shared: Mapping[str, str] = _NOTHING,
-    work: Callable[[int, int], float] | None = None,
-    ns_per_work: float = 1.0,
-    name: str | None = None,
-) -> Callable[[Callable[..., Any]], UserKernel]:
-    decorate = helixnb_kernels.kernel(
-        inputs=inputs,
-        returns=returns,
-        params=params,
-        shared=shared,
-        work=work,
-        ns_per_work=ns_per_work,
-        name=name,
-        kernel_class=UserKernel,
-    )
-    return cast("Callable[[Callable[..., Any]], UserKernel]", decorate)
+def _with_jobs(
+    make: Callable[P, Callable[[Function], DerivedKernel]],
+) -> Callable[P, Callable[[Function], UserKernel]]:
+    @functools.wraps(make)
+    def kernel(*args: P.args, **options: P.kwargs) -> Callable[[Function], UserKernel]:
+        options["kernel_class"] = UserKernel
+        decorate = make(*args, **options)
+        return cast("Callable[[Function], UserKernel]", decorate)
+
+    return kernel
 
 
-kernel.__doc__ = helixnb_kernels.kernel.__doc__
+kernel = _with_jobs(helixnb_kernels.kernel)
