@@ -21,6 +21,7 @@ from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
 from helixnb._errors import JobError, RouterStateError, UnknownKindError
+from helixnb._exec.gil import yield_gil
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, run_on_loop
@@ -125,6 +126,7 @@ class Router:
         self._inline = InlineLane(self._backlog, self._ledger, self._clock)
         self._batches: dict[str, BatchLane] = {}
         self._lanes: list[Lane] = []
+        self._tasks.start_soon(yield_gil, self._slots)
         self._start(self._pool)
         self._start(self._inline)
         for kernel in self._kernels.values():

@@ -27,6 +27,7 @@ class Slots:
 
     def __init__(self, total: int) -> None:
         self._limiter = anyio.CapacityLimiter(total)
+        self._taken = anyio.Event()
 
     @property
     def total(self) -> int:
@@ -43,6 +44,12 @@ class Slots:
         """How many are free."""
         return max(0, self.total - self.busy)
 
+    async def wait_busy(self) -> None:
+        """Wait until a slot is held."""
+        while not self.busy:
+            self._taken = anyio.Event()
+            await self._taken.wait()
+
     def resize(self, total: int) -> None:
         """Change how many there are. Leases that are out stay out, new ones wait."""
         self._limiter.total_tokens = total
@@ -51,6 +58,7 @@ class Slots:
         """Wait for a slot."""
         lease = Lease()
         await self._limiter.acquire_on_behalf_of(lease)
+        self._taken.set()
         return lease
 
     def take_nowait(self) -> Lease | None:
@@ -60,6 +68,7 @@ class Slots:
             self._limiter.acquire_on_behalf_of_nowait(lease)
         except anyio.WouldBlock:
             return None
+        self._taken.set()
         return lease
 
     def extend(self, lease: Lease, extras: int) -> None:

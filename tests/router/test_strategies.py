@@ -431,3 +431,21 @@ async def test_a_users_kernel_on_every_strategy() -> None:
         with pytest.raises(JobError, match=r"params\['rate'\] must be a real number, got 'x'"):
             await r.submit(discounted.job([1.0], rate="x"))
     check_balanced(r.stats())
+
+
+async def test_workers_have_their_turn_beside_a_loop_that_never_idles() -> None:
+    """Tasks that are always ready don't keep the GIL from a kernel that has ended."""
+
+    async def spin() -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+
+    async with router(policy=Always(Strategy.CPU_POOL)) as r:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(spin)
+                for i in range(20):
+                    assert (await r.submit(job(i, compute_cost=6_400_000))).value is not None
+                tasks.cancel_scope.cancel()
+    check_balanced(r.stats())
