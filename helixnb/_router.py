@@ -458,7 +458,8 @@ class Router:
         try:
             inputs = kernel.as_inputs(job.inputs)
             params = kernel.as_params(job.params)
-        except (TypeError, ValueError) as error:
+            predicted_ns = kernel.predict_ns(job.compute_cost, len(inputs))
+        except Exception as error:  # the last runs code of the kernel's author
             raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
         return Entry(
             job,
@@ -468,6 +469,7 @@ class Router:
             kernel=kernel,
             inputs=inputs,
             params=params,
+            predicted_ns=predicted_ns,
         )
 
     async def _give_way(self) -> None:
@@ -488,10 +490,8 @@ class Router:
             entry.decide(self._policy.decide(job, load, self._config))
         else:
             entry.decide(_ROUTER_CLOSED)
-        if entry.kernel is not None:
-            entry.predicted_ns = entry.kernel.predict_ns(job.compute_cost, len(entry.inputs))
-            if entry.predicted_ns > self._config.max_job_s * 1e9:
-                entry.reroute(Strategy.DROP, "too_large")
+        if entry.kernel is not None and entry.predicted_ns > self._config.max_job_s * 1e9:
+            entry.reroute(Strategy.DROP, "too_large")
         self._ledger.enter(entry)
         self._place(entry, soon=soon)
         if entry.strategy is Strategy.DROP:

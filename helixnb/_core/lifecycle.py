@@ -86,6 +86,7 @@ class Entry:
         kernel: Any = None,
         inputs: Any = None,
         params: Any = (),
+        predicted_ns: float = math.inf,
     ) -> None:
         self.job = job
         self.call = call
@@ -95,7 +96,7 @@ class Entry:
         self.inputs = inputs
         self.params = params
         self.context: Context | None = None
-        self.predicted_ns = math.inf
+        self.predicted_ns = predicted_ns
         self.queue: Any = None
         self.started = False
         self.orphaned = False

@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import stat
-import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,70 +18,29 @@ import numpy as np
 from numba.core import caching, config, serialize
 from numba.misc.appdirs import user_cache_dir
 
+from helixnb_kernels._fingerprint import fingerprint
+
 logger = logging.getLogger("helixnb.kernels")
 
 
-def attach(dispatcher: Any, *, parallel: bool, key: str | None) -> None:
+def attach(dispatcher: Any, *, parallel: bool, sources: tuple[Any, ...]) -> None:
     """Let `dispatcher` read and write the disk cache, where there is one to use.
 
     Numba's key covers neither ``parallel`` nor other options, so the two forms of one Python
-    function live in directories of their own. `key` is for functions from outside this package;
-    it changes whenever their code does.
+    function live in directories of their own. `sources` are what the machine code comes from,
+    for functions from outside this package; where they can't be digested, nothing is cached.
     """
     root = directory()
-    if root is None:
+    key = fingerprint(*sources) if sources else "own"
+    if root is None or key is None:
         return
     try:
         # What `dispatcher.enable_caching` does, with a cache of ours.
         dispatcher._cache = _PrivateCache(  # noqa: SLF001
-            dispatcher.py_func, root / (key or "own") / ("parallel" if parallel else "serial")
+            dispatcher.py_func, root / key / ("parallel" if parallel else "serial")
         )
     except (OSError, TypeError, RuntimeError) as error:
         _leave_aside(error)
-
-
-def fingerprint(function: Any, *more: str) -> str:
-    """Digest what the machine code of a user's function depends on.
-
-    Its bytecode and constants, the functions it calls, and the values of its globals and
-    closures, which Numba compiles in as constants. Modules and classes count by name.
-    """
-    digest = hashlib.sha256("\n".join(more).encode())
-    seen: set[int] = set()
-
-    def add(value: Any) -> None:
-        value = getattr(value, "py_func", value)
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, types.FunctionType):
-            add_code(value.__code__, value.__globals__)
-            for cell in value.__closure__ or ():
-                add(cell.cell_contents)
-        elif isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-        elif isinstance(value, (tuple, list)):
-            for each in value:
-                add(each)
-        elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type, np.ufunc)):
-            digest.update(getattr(value, "__name__", "").encode())
-        else:
-            digest.update(f"{type(value)}{value!r}".encode())
-
-    def add_code(code: types.CodeType, namespace: dict[str, Any]) -> None:
-        digest.update(code.co_code)
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                add_code(constant, namespace)
-            else:
-                digest.update(repr(constant).encode())
-        for name in code.co_names:
-            digest.update(name.encode())
-            if name in namespace:
-                add(namespace[name])
-
-    add(function)
-    return digest.hexdigest()[:24]
 
 
 @functools.cache
@@ -119,6 +77,7 @@ def _key() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     settings = (
+        np.__version__,  # its constants are compiled in
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
         config.CPU_NAME,

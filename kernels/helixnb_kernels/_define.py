@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import types
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from helixnb_kernels._cache import fingerprint
+from numba.core.dispatcher import Dispatcher
+
 from helixnb_kernels._derive import Shape, derive_batch, derive_solo
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._jit import jit, place
@@ -16,7 +18,11 @@ from helixnb_kernels._kernel import DerivedKernel
 from helixnb_kernels._types import Spec
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_RESERVED = ("inputs", "offsets", "parts", "failed", "out", "len", "range", "Exception")
+# What the derived forms use, and what `helixnb.UserKernel.job` takes beside params.
+_RESERVED = (
+    *("inputs", "offsets", "parts", "failed", "out", "len", "range", "Exception"),
+    *("self", "id", "scaling_potential", "latency_budget_ms"),
+)
 
 
 def kernel(
@@ -67,7 +73,7 @@ def kernel(
     """
 
     def decorate(function: Callable[..., Any]) -> DerivedKernel:
-        scalar = getattr(function, "py_func", function)
+        scalar = _plain(function)
         result = Spec.result(returns, "returns")
         arguments = _arguments(scalar, params, shared, vector=result.ndim > 0)
         shape = Shape(
@@ -77,16 +83,14 @@ def kernel(
             {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()},
             {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()},
         )
-        key = fingerprint(
-            scalar, str(shape.scalar_signature), shape.solo_source(), shape.batch_source()
-        )
-        compiled = jit(shape.scalar_signature, cache_key=key)(scalar)
-        serial, parallel = derive_batch(compiled, shape, key)
+        sources = (scalar, str(shape.batch_signature), shape.solo_source(), shape.batch_source())
+        compiled = jit(shape.scalar_signature, sources=sources)(scalar)
+        serial, parallel = derive_batch(compiled, shape, sources)
         return kernel_class(
             shape,
-            key,
+            sources,
             name=scalar.__name__ if name is None else name,
-            solo=derive_solo(compiled, shape, key),
+            solo=derive_solo(compiled, shape, sources),
             serial=serial,
             parallel=parallel,
             inputs=inputs,
@@ -100,6 +104,23 @@ def kernel(
         )
 
     return decorate
+
+
+def _plain(function: Any) -> types.FunctionType:
+    """Return the Python function, without Numba's decorator if it has that."""
+    if isinstance(function, Dispatcher):
+        options = {key for key, value in function.targetoptions.items() if value}
+        if extra := options - {"nopython", "nogil"}:
+            raise KernelError(
+                f"{place(function.py_func)}: kernels set the options of njit themselves, so apply "
+                f"@kernel to the plain function, without {', '.join(sorted(extra))}"
+            )
+        function = function.py_func
+    if not isinstance(function, types.FunctionType):
+        raise KernelError(f"a kernel must be made of a plain function, got {function!r}")
+    if function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR):
+        raise KernelError(f"{place(function)} must be a plain function, not async or a generator")
+    return function
 
 
 def _larger(compute_cost: int, inputs: int) -> float:

@@ -77,7 +77,7 @@ class Shape:
     @property
     def scalar_signature(self) -> Any:
         """The signature of the scalar function."""
-        inputs = [self.inputs.numba(), *self._solo_types]
+        inputs = [self.inputs.numba(readonly=True), *self._solo_types]
         if self.returns.ndim:
             return types.void(*inputs, self.returns.numba())
         return self.returns.numba()(*inputs)
@@ -86,7 +86,7 @@ class Shape:
     def batch_signature(self) -> Any:
         """The signature of a batch form."""
         return types.void(
-            self.inputs.numba(extra_dims=0 if self.inputs.length is None else 1),
+            self.inputs.numba(extra_dims=0 if self.inputs.length is None else 1, readonly=True),
             types.int64[::1],
             types.int64[::1],
             *self._batch_types,
@@ -137,16 +137,18 @@ class Shape:
         return [f"_borrowed({name})" if name in arrays else name for name in names]
 
 
-def derive_solo(scalar: Callable[..., Any], shape: Shape, cache_key: str) -> Callable[..., Any]:
+def derive_solo(
+    scalar: Callable[..., Any], shape: Shape, sources: tuple[Any, ...]
+) -> Callable[..., Any]:
     """Return the solo form of a scalar function."""
     namespace: dict[str, Any] = {"__name__": __name__, "_scalar": scalar, "_borrowed": borrowed}
     exec(shape.solo_source(), namespace)  # noqa: S102  # of names that were checked
     solo: Callable[..., Any] = namespace["solo"]
-    return jit(shape.scalar_signature, cache_key=cache_key)(solo)
+    return jit(shape.scalar_signature, sources=sources)(solo)
 
 
 def derive_batch(
-    scalar: Callable[..., Any], shape: Shape, cache_key: str
+    scalar: Callable[..., Any], shape: Shape, sources: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the serial and the parallel batch form of a scalar function."""
     namespace: dict[str, Any] = {
@@ -157,12 +159,12 @@ def derive_batch(
     }
     exec(shape.batch_source(), namespace)  # noqa: S102  # of names that were checked
     namespace["_guarded"] = helper(namespace["guarded"])
-    return both_forms(namespace["batch"], shape, cache_key)
+    return both_forms(namespace["batch"], shape, sources)
 
 
 def both_forms(
-    batch: Callable[..., Any], shape: Shape, cache_key: str | None
+    batch: Callable[..., Any], shape: Shape, sources: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return a batch form compiled for one thread, and for several."""
-    serial = jit(shape.batch_signature, cache_key=cache_key)(batch)
-    return serial, jit(shape.batch_signature, parallel=True, cache_key=cache_key)(batch)
+    serial = jit(shape.batch_signature, sources=sources)(batch)
+    return serial, jit(shape.batch_signature, parallel=True, sources=sources)(batch)

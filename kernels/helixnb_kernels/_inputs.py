@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import math
 import numbers
 import operator
-from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,9 +42,12 @@ def as_number(value: Any, dtype: np.dtype[Any], name: str) -> int | float:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a real number, got {value!r}")
         try:
-            return float(value)
+            number = float(value)
         except OverflowError:
-            raise ValueError(f"{name} must fit a float64, got {value}") from None
+            number = math.inf
+        if math.isinf(number) and value not in (math.inf, -math.inf):
+            raise ValueError(f"{name} must fit a float64, got {value}")
+        return number
     if type(value) is not int:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -60,7 +64,7 @@ def as_number(value: Any, dtype: np.dtype[Any], name: str) -> int | float:
 def as_vector(
     values: Any, dtype: np.dtype[Any], name: str, length: int | None = None
 ) -> npt.NDArray[Any]:
-    """Return `values` as a contiguous, writable, one-dimensional array of `dtype`.
+    """Return `values` as a contiguous one-dimensional array of `dtype`.
 
     An array that is one already is returned as it is, others are copied once. Integer dtypes
     take integers only: floats and bools would lose their meaning without a word. float64 takes
@@ -74,7 +78,9 @@ def as_vector(
     ValueError
         There are several dimensions, a value is out of range, or there aren't `length` values.
     """
-    if isinstance(values, np.ndarray):
+    if type(values) is np.ndarray and values.ndim == 1 and values.dtype == dtype:
+        vector = np.require(values, requirements=("C", "A"))
+    elif isinstance(values, np.ndarray):
         vector = _from_array(values, dtype, name)
     else:
         vector = _from_sequence(values, dtype, name)
@@ -85,7 +91,7 @@ def as_vector(
 
 def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
     what = "numbers" if dtype.kind == "f" else "integers"
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array)):
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array.array)):
         raise TypeError(f"{name} must be a sequence or array of {what}, got {values!r}")
     items = list(values)
     plain = {int} if dtype.kind in "ui" else {int, float}
@@ -100,18 +106,28 @@ def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[
 
 
 def _from_array(values: npt.NDArray[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be masked: fill it, or compress it, first")
-    kind = values.dtype.kind
-    if kind not in ("uif" if dtype.kind == "f" else "ui"):
-        what = "a real" if dtype.kind == "f" else "an integer"
-        raise TypeError(f"{name} must have {what} dtype, got {values.dtype}")
     if values.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {values.shape}")
-    if dtype.kind in "ui" and kind != dtype.kind and values.size:
+    return np.require(as_array(values, dtype, name), requirements=["C", "A"])
+
+
+def as_array(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    """Return `values` as an array of `dtype` and any shape; raises as `as_vector`."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be masked: fill it, or compress it, first")
+    given = np.asarray(values)
+    kind = given.dtype.kind
+    if given.size == 0 and not isinstance(values, np.ndarray):
+        return given.astype(dtype)  # an empty list has no dtype of its own
+    if kind not in ("uif" if dtype.kind == "f" else "ui") or given.dtype.itemsize > 8:
+        what = "a real dtype of up to 64 bits" if dtype.kind == "f" else "an integer dtype"
+        raise TypeError(f"{name} must have {what}, got {given.dtype}")
+    if dtype.kind in "ui" and kind != dtype.kind:
         # int64 and uint64 share only half of their range, and a cast would wrap.
-        wrong = values < 0 if kind == "i" else values > np.uint64(2**63 - 1)
+        wrong = given < 0 if kind == "i" else given > np.uint64(2**63 - 1)
         if wrong.any():
-            i = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"{name}[{i}] must lie in {_RANGES[dtype.name][2]}, got {values[i]}")
-    return np.require(values, dtype=dtype, requirements=["C", "A", "W"])
+            first = tuple(int(each[0]) for each in np.nonzero(wrong))
+            where = ", ".join(map(str, first))
+            allowed = _RANGES[dtype.name][2]
+            raise ValueError(f"{name}[{where}] must lie in {allowed}, got {given[first]}")
+    return given.astype(dtype, copy=False)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core import config, errors, sigutils
+from numba import types
+from numba.core import config, sigutils
 
 from helixnb_kernels import _cache
 from helixnb_kernels._errors import KernelError
@@ -30,15 +31,15 @@ class _Form:
         Numba types.
     parallel
         Whether ``prange`` loops use several threads.
-    cache_key
-        What names its place in the disk cache; None for a function of this package, whose
-        sources are in every key.
+    sources
+        What its machine code comes from; empty for a function of this package, whose sources are
+        in every key of the disk cache.
     """
 
     arguments: tuple[Any, ...]
     returns: Any
     parallel: bool
-    cache_key: str | None
+    sources: tuple[Any, ...]
 
 
 _forms: weakref.WeakKeyDictionary[Callable[..., Any], _Form] = weakref.WeakKeyDictionary()
@@ -56,7 +57,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def jit(
-    signature: Any, *, parallel: bool = False, cache_key: str | None = None
+    signature: Any, *, parallel: bool = False, sources: tuple[Any, ...] = ()
 ) -> Callable[[F], F]:
     """Mark a function for compilation with one explicit signature.
 
@@ -71,18 +72,19 @@ def jit(
     parallel
         Compile ``prange`` loops for several threads. Call such a form in
         `helixnb_kernels._threads.parallel_region` only.
-    cache_key
-        For a function from outside this package: changes whenever its code does.
+    sources
+        For a function from outside this package: functions and texts that its machine code comes
+        from, itself included. They are digested when it is compiled, as Numba reads them then.
     """
 
     def decorate(function: F) -> F:
+        arguments, returns = sigutils.normalize_signature(signature)
         jitted: F
         if config.DISABLE_JIT:
-            jitted = _interpreted(function)
+            jitted = _interpreted(function, arguments)
         else:
             jitted = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-        arguments, returns = sigutils.normalize_signature(signature)
-        _forms[jitted] = _Form(arguments, returns, parallel, cache_key)
+        _forms[jitted] = _Form(tuple(arguments), returns, parallel, sources)
         return jitted
 
     return decorate
@@ -95,13 +97,21 @@ def helper(function: F) -> F:
     return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
-def _interpreted(function: F) -> F:
-    """Run `function` as plain Python (``NUMBA_DISABLE_JIT=1``): uint64 wraps without a warning."""
+def _interpreted(function: F, arguments: tuple[Any, ...]) -> F:
+    """Run `function` as plain Python (``NUMBA_DISABLE_JIT=1``), on numbers of the same types.
+
+    uint64 wraps without a warning, and numbers come back as Python's, as they do from Numba.
+    """
+    casts = [
+        getattr(np, str(each)) if isinstance(each, types.Number) else None for each in arguments
+    ]
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        typed = [arg if cast is None else cast(arg) for arg, cast in zip(args, casts, strict=True)]
         with np.errstate(over="ignore"):
-            return function(*args)
+            value = function(*typed)
+        return value.item() if isinstance(value, np.generic) else value
 
     return run  # type: ignore[return-value]  # wraps keeps the signature
 
@@ -133,14 +143,14 @@ def _compile(function: Any) -> None:
         return
     form = _forms[function]
     if not config.DISABLE_JIT:
-        _cache.attach(function, parallel=form.parallel, key=form.cache_key)
+        _cache.attach(function, parallel=form.parallel, sources=form.sources)
         where = place(function.py_func)
         try:
             # Without the result type, which would turn a float into an integer in silence.
             function.compile(form.arguments)
-        except errors.NumbaError as error:
+        except Exception as error:  # not all of what Numba raises is a NumbaError
             raise KernelError(f"Numba can't compile {where}: {error}") from error
-        (returns,) = (each.return_type for each in function.nopython_signatures)
+        returns = types.unliteral(function.overloads[form.arguments].signature.return_type)
         if returns != form.returns:
             raise KernelError(f"{where} must return {form.returns}, but returns {returns}")
         function.disable_compile()

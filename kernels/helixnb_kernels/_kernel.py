@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helixnb_kernels._cache import fingerprint
 from helixnb_kernels._derive import Shape, both_forms
 from helixnb_kernels._errors import KernelError
-from helixnb_kernels._inputs import as_number, as_vector
+from helixnb_kernels._inputs import as_array, as_number, as_vector
 from helixnb_kernels._jit import compile_once, is_warm, place
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
@@ -130,6 +130,7 @@ class Kernel:
         self._params = {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()}
         self._shared = {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()}
         self._bound: tuple[Array, ...] = ()
+        self._binding = threading.Lock()
         given = ("compute_cost", "job_id", *self._params, *self._shared)
         if unknown := set(arguments) - set(given):
             raise ValueError(f"kernel {name}: arguments must be among {given}, got {unknown}")
@@ -198,21 +199,25 @@ class Kernel:
         Raises
         ------
         TypeError
-            An array's dtype can't be converted without loss.
+            An array has a wrong dtype.
         ValueError
-            A name isn't declared, or an array has another number of dimensions or elements.
+            A name isn't declared, a value is out of range, or an array has another number of
+            dimensions or elements.
         """
-        bound = dict(zip(self._shared, self._bound, strict=False)) if self._bound else {}
+        converted = {}
         for name, value in arrays.items():
             if name not in self._shared:
                 declared = ", ".join(self._shared) or "none"
                 raise ValueError(f"shared arrays are {declared}, got {name!r}")
-            bound[name] = _as_shared(value, self._shared[name], name)
-        if missing := [name for name in self._shared if name not in bound]:
-            raise ValueError(
-                f"all shared arrays must be bound the first time, got no {missing[0]!r}"
-            )
-        self._bound = tuple(bound[name] for name in self._shared)
+            converted[name] = _as_shared(value, self._shared[name], name)
+        with self._binding:
+            bound = dict(zip(self._shared, self._bound, strict=True)) if self._bound else {}
+            bound |= converted
+            if missing := [name for name in self._shared if name not in bound]:
+                raise ValueError(
+                    f"all shared arrays must be bound the first time, got no {missing[0]!r}"
+                )
+            self._bound = tuple(bound[name] for name in self._shared)
 
     # -- Running --------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class Kernel:
         arguments = [given[i] for i in self._order]
         if self._returns is None or not self._returns.ndim:
             return self.solo(inputs, *arguments)
-        out = np.empty(self._returns.length or 0, self._returns.dtype)
+        out = np.zeros(self._returns.length or 0, self._returns.dtype)
         self.solo(inputs, *arguments, out)
         return out
 
@@ -278,11 +283,17 @@ class Kernel:
         Raises
         ------
         ValueError
-            The kernel has no batch form.
+            The kernel has no batch form, or the sequences have different lengths.
         """
         if self.serial is None or self._returns is None:
             raise ValueError(f"kernel {self.name} has no batch form: run its jobs solo")
         jobs = len(inputs)
+        lengths = {"costs": len(costs), "ids": len(ids)}
+        lengths |= {"params": len(params)} if self._params else {}
+        lengths |= {"weights": len(weights)} if weights is not None else {}
+        for name, length in lengths.items():
+            if length != jobs:
+                raise ValueError(f"{name} must have one element a job, {jobs}, got {length}")
         flat, offsets = self._gather(inputs)
         columns = [np.array(costs, np.uint64), np.array(ids, np.uint64)]
         columns += [
@@ -321,10 +332,10 @@ class Kernel:
 class DerivedKernel(Kernel):
     """A kernel whose forms come from one scalar function; `kernel` makes them."""
 
-    def __init__(self, shape: Shape, cache_key: str, **fields: Any) -> None:
+    def __init__(self, shape: Shape, sources: tuple[Any, ...], **fields: Any) -> None:
         super().__init__(**fields)
         self._shape = shape
-        self._cache_key = cache_key
+        self._sources = sources
 
     def batch(self, *, parallel: bool = True) -> Callable[[Form], Form]:
         """Replace the derived batch form by a hand-written one; a decorator.
@@ -354,8 +365,8 @@ class DerivedKernel(Kernel):
                     f"{place(plain)} must take ({', '.join(expected)}), but takes "
                     f"({', '.join(given)})"
                 )
-            key = fingerprint(plain, self._cache_key)
-            self.serial, self.parallel = both_forms(plain, self._shape, key)
+            sources = (plain, *self._sources)
+            self.serial, self.parallel = both_forms(plain, self._shape, sources)
             if not parallel:
                 self.parallel = None
             return function
@@ -364,12 +375,10 @@ class DerivedKernel(Kernel):
 
 
 def _as_shared(value: Any, spec: Spec, name: str) -> Array:
-    array = np.asarray(value)
-    if not np.can_cast(array.dtype, spec.dtype, "safe"):
-        raise TypeError(f"{name} must be {spec}, got an array of {array.dtype}")
+    array = as_array(value, spec.dtype, name)
     if array.ndim != spec.ndim or (spec.length is not None and len(array) != spec.length):
         raise ValueError(f"{name} must be {spec}, got shape {array.shape}")
-    copy = np.array(array, spec.dtype, order="C")
+    copy = np.array(array, order="C")
     copy.setflags(write=False)
     return copy
 

@@ -207,10 +207,12 @@ def _quantile_draw(seed: Any, simulations: Any) -> Any:
     """Return the draw at the quantile.
 
     Draws are spread evenly, so it lies near `_QUANTILE` * 2**64: six standard deviations to either
-    side miss it once in 10**9 seeds, and then it is found digit by digit.
+    side miss it once in 10**9 seeds, and then it is found digit by digit. From 10**8 simulations
+    on that would be more draws than are kept, and it is looked for nearer.
     """
     rank = np.int64(simulations * _QUANTILE)
     deviation = 6.0 * np.sqrt(_QUANTILE * (1.0 - _QUANTILE) / simulations)
+    deviation = min(deviation, 0.4 * _KEPT / simulations) if simulations > _KEPT else deviation
     high = _QUANTILE + deviation + 2.0 / simulations
     if high < 1.0:
         low = 0.0

@@ -242,6 +242,7 @@ def prime_count(n: int, *, threads: int | None = None) -> int:
     most = max_threads() if threads is None else as_uint64(threads, "threads")
     if most < 1:
         raise ValueError(f"threads must be at least 1, got {most}")
+    most = min(most, max_threads())
     if limit >= PARALLEL_N and most > 1 and parallel_is_safe():
         compile_once(_count_parallel)
         with parallel_region(most) as granted:

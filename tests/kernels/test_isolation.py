@@ -93,6 +93,20 @@ for kind, kernel in kinds.items():
         assert value == oracle(row["inputs"], row["compute_cost"], row["id"]), row
 assert hash_mix([1], 2) == reference.hash_mix([1], 2)
 assert prime_count(1000) == 168
+from helixnb_kernels import kernel
+import numpy as np
+@kernel(inputs="float64[:]", returns="uint64", shared={{"w": "float64[:]"}})
+def user(x, job_id, w):
+    if len(x) == 0:
+        raise ValueError("empty")
+    return job_id * job_id + np.uint64(x[0] * w[0])
+user.bind(w=[2.0])
+warm_up([user])
+rows = [user.as_inputs(row) for row in ([1.0], [])]
+big = 2**40 + 1
+assert user.solo_call(rows[0], 1, big)() == (big * big + 2) % 2**64
+result = user.run_batch(rows, [1, 1], [big, big])
+assert (result.values[0], result.failed) == ((big * big + 2) % 2**64, [1])
 assert monte_carlo_var([2**64 - 1], 50, 3) == reference.monte_carlo_var([2**64 - 1], 50, 3)
 """
     done = python("-c", program, env={"NUMBA_DISABLE_JIT": "1"})

@@ -336,3 +336,19 @@ async def test_reading_a_failure_again_doesnt_lengthen_its_traceback() -> None:
     async with router() as r:
         outcome = await r.run(lambda: 1 // 0, compute_cost=1)
         assert frames(outcome) == frames(outcome) == frames(outcome)
+
+
+async def test_work_that_raises_is_the_jobs_error_before_any_work() -> None:
+    """The kernel's author's `work` runs when jobs are checked, not when some have run."""
+    ran: list[int] = []
+
+    def solo(inputs: Any, compute_cost: int, job_id: int) -> int:
+        ran.append(job_id)
+        return job_id
+
+    kernel = Kernel(name="K", solo=solo, work=lambda cost, inputs: 1 / (cost - 7))
+    async with router(kernel, policy=Always(Strategy.INLINE)) as r:
+        with pytest.raises(JobError, match="job 1 of kind K: division by zero"):
+            await r.submit_many([job(0, "K"), job(1, "K", compute_cost=7)])
+        assert r.stats().submitted == 0
+    assert ran == []
