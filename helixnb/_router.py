@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import threading
 import time
@@ -14,20 +13,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from helixnb._config import RouterConfig
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
-from helixnb._errors import JobError, RouterStateError, UnknownKindError
+from helixnb._errors import RouterStateError
 from helixnb._exec.gil import yield_gil
-from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane
+from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Slots
-from helixnb._exec.workers import Workers, run_on_loop
-from helixnb._observe.routing_log import log_route
+from helixnb._exec.workers import Workers
+from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._observe.stats import Stats, snapshot
-from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._records import Job, Outcome, Status
 from helixnb._ticket import Ticket
 from helixnb_kernels import (
     BUILT_IN,
@@ -41,10 +39,6 @@ from helixnb_kernels import (
 logger = logging.getLogger("helixnb")
 
 Progress = Callable[[int, int, str], None]
-SUBMIT_NS = 10_000
-"""About what a submit takes of the event loop besides the kernel."""
-
-_ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
 
 class Router:
@@ -104,7 +98,6 @@ class Router:
         self._crash: BaseException | None = None
         self._thread = 0
         self._runs = 0
-        self._busy_ns = 0
 
     # -- Lifetime -----------------------------------------------------------------------------
 
@@ -116,21 +109,27 @@ class Router:
             parallel_is_safe()  # chooses the threading layer: here, and not in the worker thread
         await self._warm_up(list(self._kernels.values()), self._progress)
         self._thread = threading.get_ident()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
         self._idle = anyio.Event()
         self._ledger.on_idle = self._idle_now
         self._slots = Slots(self._config.cpu_parallelism)
+        self._tasks = anyio.create_task_group()
         self._workers = Workers(self._slots, self._ledger, self._tasks)
-        self._pool = PoolLane(self._backlog, self._slots, self._workers)
-        self._inline = InlineLane(self._backlog, self._ledger, self._clock)
-        self._batches: dict[str, BatchLane] = {}
+        self._intake = Intake(
+            self,
+            self._policy,
+            self._ledger,
+            self._backlog,
+            self._slots,
+            self._workers,
+            self._clock,
+        )
         self._lanes: list[Lane] = []
+        await self._tasks.__aenter__()
         self._tasks.start_soon(yield_gil, self._slots)
-        self._start(self._pool)
-        self._start(self._inline)
+        self._start(self._intake.pool)
+        self._start(self._intake.inline)
         for kernel in self._kernels.values():
-            self._start_batches(kernel)
+            self._start(self._intake.add_batches(kernel))
         self._state = "open"
         return self
 
@@ -189,11 +188,6 @@ class Router:
     def _start(self, lane: Lane) -> None:
         self._lanes.append(lane)
         self._tasks.start_soon(self._supervise, lane)
-
-    def _start_batches(self, kernel: Kernel) -> None:
-        lane = BatchLane(self._backlog, self._slots, self._workers, kernel, self, self._clock)
-        self._batches[kernel.name] = lane
-        self._start(lane)
 
     async def _supervise(self, lane: Lane) -> None:
         """Run a lane; when it ends, close intake and answer all who wait, since nobody serves."""
@@ -265,7 +259,7 @@ class Router:
         self._check_takes_kernels()
         self._check_new(kernel)  # another task may have added one meanwhile
         self._kernels[kernel.name] = kernel
-        self._start_batches(kernel)
+        self._start(self._intake.add_batches(kernel))
 
     def _check_takes_kernels(self) -> None:
         self._check_open()
@@ -302,10 +296,11 @@ class Router:
             The router isn't open, is another thread's, or has crashed. A router that is closing
             or closed drops the job instead (``router_closed``).
         """
-        entry = self._check(job, self._clock())
-        await self._give_way()
-        self._enter(entry)
-        return await self._finish(entry)
+        self._check_open()
+        entry = entry_of(job, self._kernels, self._clock())
+        await self._intake.give_way()
+        self._intake.enter(entry)
+        return await self._intake.finish(entry)
 
     def submit_soon(self, job: Job) -> Ticket:
         """Take a job in and return at once; no kernel runs inside this call.
@@ -318,9 +313,10 @@ class Router:
         JobError, RouterStateError
             As `submit`.
         """
-        entry = self._check(job, self._clock())
+        self._check_open()
+        entry = entry_of(job, self._kernels, self._clock())
         entry.context = copy_context()
-        self._enter(entry, soon=True)
+        self._intake.enter(entry, soon=True)
         return Ticket(entry, self._ledger, self._check_thread)
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Outcome]:
@@ -336,27 +332,27 @@ class Router:
             As `submit`, for the first job at fault; none has run then.
         """
         arrived_ns = self._clock()
+        self._check_open()
+        intake = self._intake
         checked = []
         for job in jobs:
-            await self._give_way()
-            checked.append(self._check(job, arrived_ns))
-        entries: list[Entry] = []
+            await intake.give_way()
+            checked.append(entry_of(job, self._kernels, arrived_ns))
         pending: deque[Entry] = deque()
+        entered = 0
         try:
             for entry in checked:
-                await self._give_way()
+                await intake.give_way()
                 if entry.job.latency_budget_ms is None:
                     while self._backlog.is_full and pending:
                         await pending.popleft().done.wait()
-                self._enter(entry)
-                entries.append(entry)
-                if entry.outcome is None and entry.strategy is Strategy.INLINE:
-                    self._run_inline(entry)
-                elif entry.outcome is None:
+                intake.enter(entry)
+                entered += 1
+                if not intake.run_inline(entry):
                     pending.append(entry)
-            return [await self._finish(entry) for entry in entries]
+            return [await intake.finish(entry) for entry in checked]
         except BaseException:
-            for entry in entries:
+            for entry in checked[:entered]:
                 self._ledger.settle(entry, Status.CANCELLED)
             raise
 
@@ -392,29 +388,21 @@ class Router:
         JobError, RouterStateError
             As `submit`.
         """
-        arrived_ns = self._clock()
         self._check_open()
-        if not callable(function):
-            raise TypeError(f"function must be callable, got {function!r}")
-        inner = _unwrap(function)
-        for each in (inner, type(inner).__call__):
-            if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-                raise TypeError(f"function must not be a coroutine function, got {function!r}")
         self._runs += 1
-        job = Job(
+        entry = entry_of_call(
+            function,
+            args,
+            self._clock(),
             id=self._runs,
-            kind=getattr(inner, "__qualname__", type(inner).__qualname__) if kind is None else kind,
+            kind=kind,
             compute_cost=compute_cost,
             scaling_potential=scaling_potential,
             latency_budget_ms=latency_budget_ms,
         )
-        entry = Entry(
-            job, functools.partial(_call, function, args), done=anyio.Event(), arrived_ns=arrived_ns
-        )
-        entry.context = copy_context()
-        await self._give_way()
-        self._enter(entry)
-        return await self._finish(entry)
+        await self._intake.give_way()
+        self._intake.enter(entry)
+        return await self._intake.finish(entry)
 
     def stats(self) -> Stats:
         """Return a snapshot of the router's counts; see `Stats`."""
@@ -432,8 +420,6 @@ class Router:
             threading_layer=threading_layer(),
         )
 
-    # -- A job's way --------------------------------------------------------------------------
-
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
             if self._state in ("new", "opening"):
@@ -444,117 +430,3 @@ class Router:
         self._check_thread()
         if self._state == "crashed":
             raise RouterStateError("the router has crashed and takes no jobs") from self._crash
-
-    def _check(self, job: Job, arrived_ns: int) -> Entry:
-        """Return the job ready to be entered; raises if no kernel here can run it."""
-        self._check_open()
-        if not isinstance(job, Job):
-            raise TypeError(f"job must be a helixnb.Job, got {job!r}")
-        kernel = self._kernels.get(job.kind)
-        if kernel is None:
-            raise UnknownKindError(
-                f"kind must be one of {', '.join(self._kernels) or 'none'}, got {job.kind!r}"
-            )
-        try:
-            inputs = kernel.as_inputs(job.inputs)
-            params = kernel.as_params(job.params)
-            predicted_ns = kernel.predict_ns(job.compute_cost, len(inputs))
-        except Exception as error:  # the last runs code of the kernel's author
-            raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
-        return Entry(
-            job,
-            kernel.solo_call(inputs, job.compute_cost, job.id, params),
-            done=anyio.Event(),
-            arrived_ns=arrived_ns,
-            kernel=kernel,
-            inputs=inputs,
-            params=params,
-            predicted_ns=predicted_ns,
-        )
-
-    async def _give_way(self) -> None:
-        """Let other tasks run after a millisecond of submits that didn't wait for anything."""
-        self._busy_ns += SUBMIT_NS
-        if self._busy_ns > CHUNK_NS:
-            self._busy_ns = 0
-            await checkpoint()
-
-    def _enter(self, entry: Entry, *, soon: bool = False) -> None:
-        """Decide, enter the job in the books, and put it where it runs.
-
-        An inline job is left to the caller, unless it shall run soon, but not now.
-        """
-        job = entry.job
-        load = Load(cpu_busy=self._slots.busy)
-        if self._state == "open":
-            entry.decide(self._policy.decide(job, load, self._config))
-        else:
-            entry.decide(_ROUTER_CLOSED)
-        if entry.kernel is not None and entry.predicted_ns > self._config.max_job_s * 1e9:
-            entry.reroute(Strategy.DROP, "too_large")
-        self._ledger.enter(entry)
-        self._place(entry, soon=soon)
-        if entry.strategy is Strategy.DROP:
-            self._ledger.settle(entry, Status.DROPPED)
-        log_route(entry, load)
-
-    def _place(self, entry: Entry, *, soon: bool) -> None:
-        if entry.kernel is None:
-            if entry.strategy is Strategy.BATCH:
-                entry.reroute(Strategy.CPU_POOL, "not_batchable")
-            elif (
-                entry.strategy is Strategy.INLINE
-                and entry.job.compute_cost > self._config.inline_max_cost
-            ):
-                entry.reroute(Strategy.SPAWN, "not_declared_cheap")
-        if entry.strategy is Strategy.SPAWN:
-            lease = self._slots.take_nowait()
-            if lease is not None:
-                self._workers.start_chunk(lease, [entry])
-                return
-            entry.reroute(Strategy.CPU_POOL, "spawn_saturated")
-        if entry.strategy is Strategy.CPU_POOL:
-            self._queue(entry, self._pool)
-        elif entry.strategy is Strategy.BATCH:
-            self._queue(entry, self._batches[entry.job.kind])
-        elif entry.strategy is Strategy.INLINE and soon:
-            self._queue(entry, self._inline)
-
-    def _queue(self, entry: Entry, lane: Lane) -> None:
-        if self._backlog.is_full:
-            entry.reroute(Strategy.DROP, "queue_full")
-        else:
-            lane.push(entry)
-
-    def _run_inline(self, entry: Entry) -> None:
-        started_ns = self._clock()
-        run_on_loop(self._ledger, entry)
-        self._busy_ns += self._clock() - started_ns
-
-    async def _finish(self, entry: Entry) -> Outcome:
-        """Bring a job that its caller waits for to its outcome."""
-        if entry.outcome is None and entry.strategy is Strategy.INLINE:
-            self._run_inline(entry)
-        elif entry.outcome is None:
-            try:
-                await entry.done.wait()
-            except BaseException:
-                self._ledger.settle(entry, Status.CANCELLED)
-                raise
-            self._busy_ns = 0
-        assert entry.outcome is not None  # run or awaited just now
-        return entry.outcome
-
-
-def _unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    value = function(*args)
-    if inspect.iscoroutine(value):  # from a lambda, say, which can't be told beforehand
-        value.close()
-        raise TypeError(f"{function!r} returned a coroutine, which nobody would await")
-    return value

@@ -1,0 +1,189 @@
+"""A job's way in: checked, decided, placed, and brought to its outcome for a caller that waits."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.policy import Policy
+from helixnb._core.queues import Backlog
+from helixnb._errors import JobError, UnknownKindError
+from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane, Settings
+from helixnb._exec.slots import Slots
+from helixnb._exec.workers import Workers, run_on_loop
+from helixnb._observe.routing_log import log_route
+from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb_kernels import Kernel
+
+SUBMIT_NS = 10_000
+"""About what a submit takes of the event loop besides the kernel."""
+
+_ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
+
+
+def entry_of(job: Job, kernels: Mapping[str, Kernel], arrived_ns: int) -> Entry:
+    """Return a job ready to be entered; raises if none of `kernels` can run it."""
+    if not isinstance(job, Job):
+        raise TypeError(f"job must be a helixnb.Job, got {job!r}")
+    kernel = kernels.get(job.kind)
+    if kernel is None:
+        raise UnknownKindError(
+            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}"
+        )
+    try:
+        inputs = kernel.as_inputs(job.inputs)
+        params = kernel.as_params(job.params)
+        predicted_ns = kernel.predict_ns(job.compute_cost, len(inputs))
+    except Exception as error:  # the last runs code of the kernel's author
+        raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
+    return Entry(
+        job,
+        kernel.solo_call(inputs, job.compute_cost, job.id, params),
+        done=anyio.Event(),
+        arrived_ns=arrived_ns,
+        kernel=kernel,
+        inputs=inputs,
+        params=params,
+        predicted_ns=predicted_ns,
+    )
+
+
+def entry_of_call(
+    function: Callable[..., Any], args: tuple[Any, ...], arrived_ns: int, **fields: Any
+) -> Entry:
+    """Return a call ready to be entered; `fields` are a job's, with the kind None for its name."""
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {function!r}")
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    for each in (inner, type(inner).__call__):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise TypeError(f"function must not be a coroutine function, got {function!r}")
+    if fields["kind"] is None:
+        fields["kind"] = getattr(inner, "__qualname__", type(inner).__qualname__)
+    call = functools.partial(_call, function, args)
+    entry = Entry(Job(**fields), call, done=anyio.Event(), arrived_ns=arrived_ns)
+    entry.context = copy_context()
+    return entry
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    value = function(*args)
+    if inspect.iscoroutine(value):  # from a lambda, say, which can't be told beforehand
+        value.close()
+        raise TypeError(f"{function!r} returned a coroutine, which nobody would await")
+    return value
+
+
+class Intake:
+    """Decides for each job, and puts it where it runs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        ledger: Ledger,
+        backlog: Backlog,
+        slots: Slots,
+        workers: Workers,
+        clock: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._ledger = ledger
+        self._backlog = backlog
+        self._slots = slots
+        self._workers = workers
+        self._clock = clock
+        self._busy_ns = 0
+        self.pool = PoolLane(backlog, slots, workers)
+        self.inline = InlineLane(backlog, ledger, clock)
+        self.batches: dict[str, BatchLane] = {}
+
+    def add_batches(self, kernel: Kernel) -> BatchLane:
+        """Make the lane for batches of a kernel."""
+        lane = BatchLane(
+            self._backlog, self._slots, self._workers, kernel, self._settings, self._clock
+        )
+        self.batches[kernel.name] = lane
+        return lane
+
+    async def give_way(self) -> None:
+        """Let other tasks run after a millisecond of submits that didn't wait for anything."""
+        self._busy_ns += SUBMIT_NS
+        if self._busy_ns > CHUNK_NS:
+            self._busy_ns = 0
+            await checkpoint()
+
+    def enter(self, entry: Entry, *, soon: bool = False) -> None:
+        """Decide, enter the job in the books, and put it where it runs.
+
+        An inline job is left to `finish`, unless it shall run soon, but not now.
+        """
+        config = self._settings.config
+        load = Load(cpu_busy=self._slots.busy)
+        if self._settings.is_open:
+            entry.decide(self._policy.decide(entry.job, load, config))
+            if entry.kernel is not None and entry.predicted_ns > config.max_job_s * 1e9:
+                entry.reroute(Strategy.DROP, "too_large")
+        else:
+            entry.decide(_ROUTER_CLOSED)
+        self._ledger.enter(entry)
+        self._place(entry, soon=soon)
+        if entry.strategy is Strategy.DROP:
+            self._ledger.settle(entry, Status.DROPPED)
+        log_route(entry, load)
+
+    def _place(self, entry: Entry, *, soon: bool) -> None:
+        if entry.kernel is None:
+            cheap = entry.job.compute_cost <= self._settings.config.inline_max_cost
+            if entry.strategy is Strategy.BATCH:
+                entry.reroute(Strategy.CPU_POOL, "not_batchable")
+            elif entry.strategy is Strategy.INLINE and not cheap:
+                entry.reroute(Strategy.SPAWN, "not_declared_cheap")
+        if entry.strategy is Strategy.SPAWN:
+            lease = self._slots.take_nowait()
+            if lease is not None:
+                self._workers.start_chunk(lease, [entry])
+                return
+            entry.reroute(Strategy.CPU_POOL, "spawn_saturated")
+        if entry.strategy is Strategy.CPU_POOL:
+            self._queue(entry, self.pool)
+        elif entry.strategy is Strategy.BATCH:
+            self._queue(entry, self.batches[entry.job.kind])
+        elif entry.strategy is Strategy.INLINE and soon:
+            self._queue(entry, self.inline)
+
+    def _queue(self, entry: Entry, lane: Lane) -> None:
+        if self._backlog.is_full:
+            entry.reroute(Strategy.DROP, "queue_full")
+        else:
+            lane.push(entry)
+
+    def run_inline(self, entry: Entry) -> bool:
+        """Run a job now if it is one to run inline; returns whether it has its outcome."""
+        if entry.outcome is None and entry.strategy is Strategy.INLINE:
+            started_ns = self._clock()
+            run_on_loop(self._ledger, entry)
+            self._busy_ns += self._clock() - started_ns
+        return entry.outcome is not None
+
+    async def finish(self, entry: Entry) -> Outcome:
+        """Bring a job that its caller waits for to its outcome; it is cancelled with the caller."""
+        if not self.run_inline(entry):
+            try:
+                await entry.done.wait()
+            except BaseException:
+                self._ledger.settle(entry, Status.CANCELLED)
+                raise
+            self._busy_ns = 0
+        assert entry.outcome is not None  # run or awaited just now
+        return entry.outcome
