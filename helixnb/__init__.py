@@ -1,7 +1,5 @@
 """An adaptive compute router: it answers how a job should run, right now."""
 
-from importlib.metadata import version as _version
-
 from helixnb._config import RouterConfig, available_cpus
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._errors import (
@@ -20,7 +18,7 @@ from helixnb._router import Router
 from helixnb._ticket import Ticket
 from helixnb_kernels import Kernel, KernelError
 
-__version__ = _version("helixnb")
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",

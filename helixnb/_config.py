@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import psutil
-
 from helixnb._errors import ConfigError
 
 
 def available_cpus() -> int:
     """Count the CPUs this process may use: its affinity, and its cgroup's quota, rounded up."""
+    import psutil  # takes 20 ms, so not for whoever only imports this
+
     try:
         cpus = len(psutil.Process().cpu_affinity())
     except AttributeError:  # macOS has no affinity

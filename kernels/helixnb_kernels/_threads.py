@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import logging
 import os
 import threading
@@ -52,6 +51,8 @@ def choose_threading_layer() -> str:
 
 
 def _preload_tbb() -> None:
+    import importlib.metadata  # takes 30 ms, so not for whoever only imports this
+
     try:
         files = importlib.metadata.files("tbb") or []
     except importlib.metadata.PackageNotFoundError:

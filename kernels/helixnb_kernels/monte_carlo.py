@@ -249,7 +249,7 @@ def _job(inputs: UInt64Array, compute_cost: np.uint64, job_id: np.uint64) -> flo
     return _value_at_risk(inputs, simulations, job_id)
 
 
-MONTE_CARLO = kernel(name="MonteCarlo", returns="float64", work=_work, ns_per_work=1.3)(_job)
+MONTE_CARLO = kernel(name="MonteCarlo", returns="float64", work=_work, ns_per_work=1.1)(_job)
 
 
 def monte_carlo_var(inputs: Any, simulations: int, seed: int) -> float:
