@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 import anyio
@@ -72,3 +73,87 @@ class SlotUtilisation:
         return used
 
     track_slot_use.unit = "ratio"  # type: ignore[attr-defined]
+
+
+class Fixed:
+    """A policy that always chooses the same."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.decision = Decision(strategy, "benchmark")
+
+    def decide(self, job: Job, load: Any, config: Any) -> Decision:
+        return self.decision
+
+
+async def submit_seconds(strategy: str, jobs: int) -> float:
+    """Return how long so many tasks take that submit one tiny job each, all at once."""
+    config = RouterConfig(queue_capacity=max(jobs, 1))
+    work = [Job(id=i, kind="HashMix", inputs=INPUTS, compute_cost=640) for i in range(jobs)]
+    async with Router(config, policy=Fixed(Strategy(strategy))) as router:
+        began = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for each in work:
+                tasks.start_soon(router.submit, each)
+        taken = time.perf_counter() - began
+        if router.stats().completed != jobs:
+            raise AssertionError("every job must complete")
+    return taken
+
+
+async def bare_inline_seconds(jobs: int) -> float:
+    """Return the same for tasks that only call the kernel."""
+
+    async def call(job_id: int) -> int:
+        value: int = HASH_MIX.solo(INPUTS, 640, job_id)
+        return value
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for i in range(jobs):
+            tasks.start_soon(call, i)
+    return time.perf_counter() - began
+
+
+async def bare_event_seconds(jobs: int) -> float:
+    """Return the same for tasks that only wait for an event each, set by another task."""
+    events = [anyio.Event() for _ in range(jobs)]
+
+    async def set_all() -> None:
+        for event in events:
+            event.set()
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for event in events:
+            tasks.start_soon(event.wait)
+        tasks.start_soon(set_all)
+    return time.perf_counter() - began
+
+
+INPUTS = HASH_MIX.as_inputs([1, 2, 3])
+
+
+class Submit:
+    """What `submit` costs over a bare task: one that calls the kernel, or waits for an event."""
+
+    params = [list(BACKENDS), ["inline", "cpu_pool", "batch"], [100, 1_000, 20_000]]
+    param_names = ["backend", "strategy", "jobs"]
+    timeout = 300
+
+    def setup(self, backend: str, strategy: str, jobs: int) -> None:
+        warm_up([HASH_MIX])
+
+    def track_over_bare_task(self, backend: str, strategy: str, jobs: int) -> float:
+        bare = bare_inline_seconds if strategy == "inline" else bare_event_seconds
+        ratios = []
+        for _ in range(5):
+            base = anyio.run(bare, jobs, **BACKENDS[backend])
+            ratios.append(anyio.run(submit_seconds, strategy, jobs, **BACKENDS[backend]) / base)
+        return median(ratios)
+
+    def track_microseconds_per_job(self, backend: str, strategy: str, jobs: int) -> float:
+        taken = [anyio.run(submit_seconds, strategy, jobs, **BACKENDS[backend]) for _ in range(5)]
+        return median(taken) / jobs * 1e6
+
+    track_over_bare_task.unit = "x"  # type: ignore[attr-defined]
+    track_microseconds_per_job.unit = "us"  # type: ignore[attr-defined]
