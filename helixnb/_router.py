@@ -232,12 +232,11 @@ class Router:
         ConfigError
             A name isn't a setting's, or the result can't be.
         """
-        is_running = self._state not in ("new", "opening")
-        if is_running:
+        if self._has_opened:
             self._check_thread()
         self._config = self._config.replace(**changes)
         self._backlog.capacity = self._config.queue_capacity
-        if is_running:
+        if self._has_opened:
             self._slots.resize(self._config.cpu_parallelism)
             for lane in self._lanes:
                 lane.wake()
@@ -406,23 +405,27 @@ class Router:
 
     def stats(self) -> Stats:
         """Return a snapshot of the router's counts; see `Stats`."""
-        is_open = self._state not in ("new", "opening")
         return snapshot(
             self._ledger,
             state=self._state,
-            cpu_busy=self._slots.busy if is_open else 0,
+            cpu_busy=self._slots.busy if self._has_opened else 0,
             cpu_parallelism=self._config.cpu_parallelism,
             waiting=self._backlog.waiting,
             queue_capacity=self._backlog.capacity,
-            batches=self._workers.batches if is_open else 0,
-            batched_jobs=self._workers.batched_jobs if is_open else 0,
-            parallel_launches=self._workers.parallel_launches if is_open else 0,
+            batches=self._workers.batches if self._has_opened else 0,
+            batched_jobs=self._workers.batched_jobs if self._has_opened else 0,
+            parallel_launches=self._workers.parallel_launches if self._has_opened else 0,
             threading_layer=threading_layer(),
         )
 
+    @property
+    def _has_opened(self) -> bool:
+        """Whether it was entered, so that slots, workers and lanes are there."""
+        return self._state not in ("new", "opening")
+
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
-            if self._state in ("new", "opening"):
+            if not self._has_opened:
                 raise RouterStateError("the router isn't open: use it in `async with router:`")
             raise RouterStateError("a router belongs to the thread of the event loop it opened on")
 

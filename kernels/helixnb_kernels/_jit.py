@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import config, sigutils
+from numba.core.dispatcher import Dispatcher
 
 from helixnb_kernels import _cache
 from helixnb_kernels._errors import KernelError
@@ -62,8 +63,8 @@ def jit(
     """Mark a function for compilation with one explicit signature.
 
     Nothing is compiled here: `compile_once` does that, so an import stays cheap and the process
-    may still fork. The GIL is released while the function runs. Division follows NumPy's error
-    model, so a kernel checks for zero itself.
+    may still fork. A call before that is a ``TypeError``. The GIL is released while the function
+    runs. Division follows NumPy's error model, so a kernel checks for zero itself.
 
     Parameters
     ----------
@@ -84,6 +85,9 @@ def jit(
             jitted = _interpreted(function, arguments)
         else:
             jitted = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+            # A call before `compile_once` would compile for the types of its arguments, int64 for
+            # a Python int, and every later call would run that form rather than the declared one.
+            _allow_compiling(jitted, False)
         _forms[jitted] = _Form(tuple(arguments), returns, parallel, sources)
         return jitted
 
@@ -116,6 +120,11 @@ def _interpreted(function: F, arguments: tuple[Any, ...]) -> F:
     return run  # type: ignore[return-value]  # wraps keeps the signature
 
 
+def _allow_compiling(dispatcher: Any, allowed: bool) -> None:
+    """Do what `Dispatcher.disable_compile` does, which insists on a form that is compiled."""
+    dispatcher._can_compile = allowed  # noqa: SLF001
+
+
 def compile_once(function: Callable[..., Any]) -> None:
     """Compile `function`, or read it from the disk cache; one that is warm costs nothing.
 
@@ -143,17 +152,23 @@ def _compile(function: Any) -> None:
         return
     form = _forms[function]
     if not config.DISABLE_JIT:
+        for name in function.py_func.__code__.co_names:
+            callee = function.py_func.__globals__.get(name)
+            if isinstance(callee, Dispatcher) and callee in _forms:
+                _compile(callee)
         _cache.attach(function, parallel=form.parallel, sources=form.sources)
         where = place(function.py_func)
+        _allow_compiling(function, True)
         try:
             # Without the result type, which would turn a float into an integer in silence.
             function.compile(form.arguments)
         except Exception as error:  # not all of what Numba raises is a NumbaError
             raise KernelError(f"Numba can't compile {where}: {error}") from error
+        finally:
+            _allow_compiling(function, False)
         returns = types.unliteral(function.overloads[form.arguments].signature.return_type)
         if returns != form.returns:
             raise KernelError(f"{where} must return {form.returns}, but returns {returns}")
-        function.disable_compile()
     _warm.add(function)
 
 

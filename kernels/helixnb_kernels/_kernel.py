@@ -123,7 +123,7 @@ class Kernel:
         self.parallel = parallel
         self.arguments = arguments
         self.needs = needs
-        self._work = work
+        self.work = work
         self._ns_per_work = ns_per_work
         self._inputs = Spec.vector(inputs, "inputs")
         self._returns = None if returns is None else Spec.result(returns, "returns")
@@ -178,14 +178,10 @@ class Kernel:
         ValueError
             The kernel's `work` gave no number of steps.
         """
-        steps = self._work(compute_cost, inputs)
+        steps = self.work(compute_cost, inputs)
         if not steps >= 0:
             raise ValueError(f"kernel {self.name}: work must be 0 or more, got {steps!r}")
         return steps * self._ns_per_work
-
-    def work(self, compute_cost: int, inputs: int) -> float:
-        """Count the steps of a job with that many inputs."""
-        return self._work(compute_cost, inputs)
 
     # -- What all jobs share ----------------------------------------------------------------------
 
@@ -224,7 +220,10 @@ class Kernel:
     def solo_call(
         self, inputs: Array, compute_cost: int, job_id: int, params: tuple[int | float, ...] = ()
     ) -> Callable[[], Any]:
-        """Return what runs one job: a call of the solo form without arguments."""
+        """Return what runs one job: a call of the solo form without arguments.
+
+        `warm_up` comes first: a call before it is a ``TypeError``.
+        """
         if self._plain and (self._returns is None or not self._returns.ndim):
             return functools.partial(self.solo, inputs, compute_cost, job_id)
         return functools.partial(self._run_solo, inputs, (compute_cost, job_id, *params))
@@ -385,9 +384,9 @@ def _as_shared(value: Any, spec: Spec, name: str) -> Array:
 
 def _share(jobs: int, threads: int, weights: Sequence[float] | None) -> Array:
     """Cut jobs into one part a thread, of about the same weight, in order."""
-    total = np.cumsum(np.ones(jobs) if weights is None else weights)
     if jobs == 0 or threads == 1:
         return np.array([0, jobs], np.int64)
+    total = np.cumsum(np.ones(jobs) if weights is None else weights)
     targets = total[-1] * np.arange(1, threads) / threads
     cuts = np.searchsorted(total, targets) + 1
     return np.array([0, *np.minimum(cuts, jobs), jobs], np.int64)

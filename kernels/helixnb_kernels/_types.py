@@ -96,3 +96,8 @@ class Spec:
         scalar = getattr(types, self.dtype.name)
         ndim = self.ndim + extra_dims
         return types.Array(scalar, ndim, "C", readonly=readonly) if ndim else scalar
+
+
+UINT64_INPUTS = Spec(DTYPES["uint64"], ndim=1).numba(readonly=True)
+"""The inputs of a built-in kernel, as each of its functions takes them: one type, so that what
+the stand-alone function compiles is what the kernel calls."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from helixnb_kernels._define import kernel
 from helixnb_kernels._inputs import UInt64Array, as_uint64, as_vector
 from helixnb_kernels._jit import compile_once, helper, jit
 from helixnb_kernels._order import order_of
+from helixnb_kernels._types import UINT64_INPUTS
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
@@ -36,7 +37,7 @@ def _mix(x: np.uint64, rounds: np.uint64) -> np.uint64:
     return x
 
 
-@jit("uint64(uint64[::1], uint64)")
+@jit(types.uint64(UINT64_INPUTS, types.uint64))
 def _chain(inputs: UInt64Array, rounds: np.uint64) -> np.uint64:
     x = _FNV_OFFSET
     for v in inputs:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from helixnb_kernels._define import kernel
 from helixnb_kernels._inputs import UInt64Array, as_uint64, as_vector
 from helixnb_kernels._jit import compile_once, helper, jit
+from helixnb_kernels._types import UINT64_INPUTS
 
 MIN_SIMULATIONS, MAX_SIMULATIONS = 5_000, 50_000
 """A job runs ``compute_cost // 200`` simulations, clamped to this range (both ends included)."""
@@ -225,7 +227,7 @@ def _quantile_draw(seed: Any, simulations: Any) -> Any:
     return _pick_by_digits(seed, simulations, rank)
 
 
-@jit("float64(uint64[::1], int64, uint64)")
+@jit(types.float64(UINT64_INPUTS, types.int64, types.uint64))
 def _value_at_risk(inputs: UInt64Array, simulations: Any, seed: Any) -> float:
     mean = 0.0
     volatility = 1.0

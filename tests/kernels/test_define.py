@@ -347,16 +347,19 @@ def test_a_constant_result_of_the_declared_type() -> None:
 
 
 def test_a_call_before_warm_up_does_no_harm() -> None:
-    """Numba compiles for the types of that call; the declared form is compiled all the same."""
+    """It is refused, rather than compiled for other types that later calls would run with."""
 
-    @kernel(inputs="float64[:]", returns="float64")
-    def eager(inputs: Any) -> Any:
-        return inputs[0] * 2.0
+    @kernel(returns="uint64")
+    def half(inputs: Any, compute_cost: Any) -> Any:
+        return compute_cost // np.uint64(2)
 
-    row = eager.as_inputs([2.0])
-    assert eager.solo_call(row, 1, 1)() == 4.0
-    warm_up([eager])
-    assert eager.run_batch([row], [1], [1]).values == [4.0]
+    row = half.as_inputs([2])
+    with pytest.raises(TypeError, match="No matching definition"):
+        half.solo_call(row, 6, 1)()
+    warm_up([half])
+    for cost in (6, 2**64 - 1):
+        assert half.solo_call(row, cost, 1)() == cost // 2
+        assert half.run_batch([row], [cost], [1]).values == [cost // 2]
 
 
 def test_a_result_of_several_numbers_starts_at_zero() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helixnb_kernels import HASH_MIX, hash_mix
+from helixnb_kernels import HASH_MIX, hash_mix, monte_carlo_var, warm_up
 
 as_inputs = HASH_MIX.as_inputs
 
@@ -40,11 +40,13 @@ def test_integers_are_taken(values: Any) -> None:
 
 def test_a_fitting_array_is_not_copied() -> None:
     """A contiguous uint64 array goes to the kernel as it is, even if it is read-only."""
+    warm_up([HASH_MIX])
     given = np.arange(5, dtype=np.uint64)
     assert as_inputs(given) is given
     given.setflags(write=False)
     assert as_inputs(given) is given
-    assert HASH_MIX.solo_call(given, 64, 1)() == hash_mix(range(5), 1)
+    assert HASH_MIX.solo_call(given, 64, 1)() == hash_mix(range(5), 1) == hash_mix(given, 1)
+    assert monte_carlo_var(given, 50, 1) == monte_carlo_var(range(5), 50, 1)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,28 @@ assert helixnb_kernels.threading_layer() is None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("call", "kernel"),
+    [
+        ("hash_mix([1], 3)", "HASH_MIX"),
+        ("prime_count(1_000)", "PRIME_COUNT"),
+        ("monte_carlo_var([1], 50, 3)", "MONTE_CARLO"),
+    ],
+)
+def test_a_stand_alone_call_before_a_router(tmp_path: Path, call: str, kernel: str) -> None:
+    """What the stand-alone function compiled is what the kernel of a later router calls."""
+    program = f"""
+from helixnb_kernels import *
+assert {call} is not None
+warm_up([{kernel}])
+inputs = {kernel}.as_inputs([1, 2])
+alone = {kernel}.solo_call(inputs, 20_000, 3)()
+assert {kernel}.run_batch([inputs], [20_000], [3]).values == [alone]
+"""
+    done = python("-c", program, env={"HELIXNB_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
 def test_parallel_kernels_never_leaves_the_threading_layer_alone() -> None:
     """A router told so can be used in a process that forks later."""
     program = """
