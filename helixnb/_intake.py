@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
-import anyio
 from anyio.lowlevel import checkpoint
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import Policy
 from helixnb._core.queues import Backlog
 from helixnb._errors import JobError, UnknownKindError
-from helixnb._exec.lanes import CHUNK_NS, BatchLane, InlineLane, Lane, PoolLane, Settings
+from helixnb._exec.inline import InlineLane, run_on_loop
+from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings
 from helixnb._exec.slots import Slots
-from helixnb._exec.workers import Workers, run_on_loop
+from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
 from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._ticket import outcome_of
 from helixnb_kernels import Kernel
 
 SUBMIT_NS = 10_000
@@ -43,16 +44,7 @@ def entry_of(job: Job, kernels: Mapping[str, Kernel], arrived_ns: int) -> Entry:
         predicted_ns = kernel.predict_ns(job.compute_cost, len(inputs))
     except Exception as error:  # the last runs code of the kernel's author
         raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
-    return Entry(
-        job,
-        kernel.solo_call(inputs, job.compute_cost, job.id, params),
-        done=anyio.Event(),
-        arrived_ns=arrived_ns,
-        kernel=kernel,
-        inputs=inputs,
-        params=params,
-        predicted_ns=predicted_ns,
-    )
+    return Entry(job, arrived_ns, kernel, inputs, params, predicted_ns)
 
 
 def entry_of_call(
@@ -70,9 +62,7 @@ def entry_of_call(
     if fields["kind"] is None:
         fields["kind"] = getattr(inner, "__qualname__", type(inner).__qualname__)
     call = functools.partial(_call, function, args)
-    entry = Entry(Job(**fields), call, done=anyio.Event(), arrived_ns=arrived_ns)
-    entry.context = copy_context()
-    return entry
+    return Entry(Job(**fields), arrived_ns, call=call, context=copy_context())
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -104,17 +94,18 @@ class Intake:
         self._workers = workers
         self._clock = clock
         self._busy_ns = 0
-        self.pool = PoolLane(backlog, slots, workers)
         self.inline = InlineLane(backlog, ledger, clock)
-        self.batches: dict[str, BatchLane] = {}
+        self._pool = PoolLane(backlog, ledger)
+        workers.add(self._pool)
+        self._batches: dict[str, BatchLane] = {}
 
-    def add_batches(self, kernel: Kernel) -> BatchLane:
+    def add_batches(self, kernel: Kernel) -> None:
         """Make the lane for batches of a kernel."""
         lane = BatchLane(
-            self._backlog, self._slots, self._workers, kernel, self._settings, self._clock
+            self._backlog, self._ledger, self._slots, kernel, self._settings, self._clock
         )
-        self.batches[kernel.name] = lane
-        return lane
+        self._workers.add(lane)
+        self._batches[kernel.name] = lane
 
     async def give_way(self) -> None:
         """Let other tasks run after a millisecond of submits that didn't wait for anything."""
@@ -150,40 +141,38 @@ class Intake:
             elif entry.strategy is Strategy.INLINE and not cheap:
                 entry.reroute(Strategy.SPAWN, "not_declared_cheap")
         if entry.strategy is Strategy.SPAWN:
-            lease = self._slots.take_nowait()
-            if lease is not None:
-                self._workers.start_chunk(lease, [entry])
+            if self._workers.spawn(entry):
                 return
             entry.reroute(Strategy.CPU_POOL, "spawn_saturated")
         if entry.strategy is Strategy.CPU_POOL:
-            self._queue(entry, self.pool)
+            self._queue(entry, self._pool)
         elif entry.strategy is Strategy.BATCH:
-            self._queue(entry, self.batches[entry.job.kind])
+            self._queue(entry, self._batches[entry.job.kind])
         elif entry.strategy is Strategy.INLINE and soon:
-            self._queue(entry, self.inline)
+            if self._backlog.is_full:
+                entry.reroute(Strategy.DROP, "queue_full")
+            else:
+                self.inline.push(entry)
 
-    def _queue(self, entry: Entry, lane: Lane) -> None:
+    def _queue(self, entry: Entry, lane: QueueLane) -> None:
         if self._backlog.is_full:
             entry.reroute(Strategy.DROP, "queue_full")
         else:
-            lane.push(entry)
+            lane.queue.push(entry)
+            self._workers.look(lane)
 
-    def run_inline(self, entry: Entry) -> bool:
-        """Run a job now if it is one to run inline; returns whether it has its outcome."""
+    async def finish(self, entry: Entry) -> Outcome:
+        """Bring a job that its caller waits for to its outcome; it is cancelled with the caller."""
         if entry.outcome is None and entry.strategy is Strategy.INLINE:
             started_ns = self._clock()
             run_on_loop(self._ledger, entry)
             self._busy_ns += self._clock() - started_ns
-        return entry.outcome is not None
-
-    async def finish(self, entry: Entry) -> Outcome:
-        """Bring a job that its caller waits for to its outcome; it is cancelled with the caller."""
-        if not self.run_inline(entry):
-            try:
-                await entry.done.wait()
-            except BaseException:
-                self._ledger.settle(entry, Status.CANCELLED)
-                raise
-            self._busy_ns = 0
-        assert entry.outcome is not None  # run or awaited just now
-        return entry.outcome
+        if entry.outcome is not None:
+            return entry.outcome
+        try:
+            outcome = await outcome_of(entry)
+        except BaseException:
+            self._ledger.settle(entry, Status.CANCELLED)
+            raise
+        self._busy_ns = 0
+        return outcome

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self
@@ -20,13 +20,12 @@ from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
 from helixnb._errors import RouterStateError
 from helixnb._exec.gil import yield_gil
-from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._observe.stats import Stats, snapshot
-from helixnb._records import Job, Outcome, Status
-from helixnb._ticket import Ticket
+from helixnb._records import Job, Outcome, Status, Strategy
+from helixnb._ticket import Ticket, outcome_of
 from helixnb_kernels import (
     BUILT_IN,
     Kernel,
@@ -113,7 +112,9 @@ class Router:
         self._ledger.on_idle = self._idle_now
         self._slots = Slots(self._config.cpu_parallelism)
         self._tasks = anyio.create_task_group()
-        self._workers = Workers(self._slots, self._ledger, self._tasks)
+        self._workers = Workers(
+            self._slots, self._ledger, self._tasks, self._clock, self._supervise
+        )
         self._intake = Intake(
             self,
             self._policy,
@@ -123,13 +124,18 @@ class Router:
             self._workers,
             self._clock,
         )
-        self._lanes: list[Lane] = []
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(yield_gil, self._slots)
-        self._start(self._intake.pool)
-        self._start(self._intake.inline)
         for kernel in self._kernels.values():
-            self._start(self._intake.add_batches(kernel))
+            self._intake.add_batches(kernel)
+        await self._tasks.__aenter__()
+        for serve in (
+            self._workers.run_alarm,
+            self._workers.run_settling,
+            self._intake.inline.run,
+            functools.partial(
+                yield_gil, self._slots, self._workers.one_waits, self._workers.settle_done
+            ),
+        ):
+            self._tasks.start_soon(self._supervise, serve)
         self._state = "open"
         return self
 
@@ -146,7 +152,10 @@ class Router:
             self._shut()
             self._tasks.cancel_scope.cancel()
             # The body's exception is kept from the task group, which would wrap it.
-            await self._tasks.__aexit__(None, None, None)
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                self._workers.close()
         if self._crash is not None and exc is None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash
 
@@ -174,8 +183,7 @@ class Router:
         if self._state == "open":
             self._state = "closing"
         if self._state == "closing":
-            for lane in self._lanes:
-                lane.wake()  # a batch that gathers has no company to wait for any more
+            self._workers.look_around()  # batches that gather have no company to wait for any more
             with anyio.move_on_after(timeout_s):
                 await self.drain()
         self._shut()
@@ -185,23 +193,20 @@ class Router:
             self._state = "closed"
         self._ledger.evict(Status.DROPPED, reason="router_closed")
 
-    def _start(self, lane: Lane) -> None:
-        self._lanes.append(lane)
-        self._tasks.start_soon(self._supervise, lane)
-
-    async def _supervise(self, lane: Lane) -> None:
-        """Run a lane; when it ends, close intake and answer all who wait, since nobody serves."""
+    async def _supervise(self, serve: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run a task of the router's own; where it fails or is cancelled, answer all who wait."""
         try:
-            await lane.run()
+            await serve(*args)
         except Exception as error:
-            logger.exception("the router crashed in %s; it takes no more jobs", type(lane).__name__)
+            logger.exception("the router crashed; it takes no more jobs")
             self._state = "crashed"
             self._crash = error
             failure = RouterStateError(f"the router crashed: {error!r}")
             failure.__cause__ = error
             self._ledger.evict(Status.FAILED, error=failure)
-        finally:
+        except BaseException:
             self._shut()
+            raise
 
     # -- Kernels and settings -----------------------------------------------------------------
 
@@ -238,8 +243,7 @@ class Router:
         self._backlog.capacity = self._config.queue_capacity
         if self._has_opened:
             self._slots.resize(self._config.cpu_parallelism)
-            for lane in self._lanes:
-                lane.wake()
+            self._workers.look_around()
         return self._config
 
     async def add_kernel(self, kernel: Kernel) -> None:
@@ -258,7 +262,7 @@ class Router:
         self._check_takes_kernels()
         self._check_new(kernel)  # another task may have added one meanwhile
         self._kernels[kernel.name] = kernel
-        self._start(self._intake.add_batches(kernel))
+        self._intake.add_batches(kernel)
 
     def _check_takes_kernels(self) -> None:
         self._check_open()
@@ -344,10 +348,12 @@ class Router:
                 await intake.give_way()
                 if entry.job.latency_budget_ms is None:
                     while self._backlog.is_full and pending:
-                        await pending.popleft().done.wait()
+                        await outcome_of(pending.popleft())
                 intake.enter(entry)
                 entered += 1
-                if not intake.run_inline(entry):
+                if entry.strategy is Strategy.INLINE:
+                    await intake.finish(entry)
+                elif entry.outcome is None:
                     pending.append(entry)
             return [await intake.finish(entry) for entry in checked]
         except BaseException:

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anyio
+from anyio.lowlevel import checkpoint
+
 from helixnb._core.lifecycle import Entry, Ledger, log_unseen_failure
 from helixnb._records import Outcome, Status
+
+
+async def outcome_of(entry: Entry) -> Outcome:
+    """Wait until a job has its outcome; a checkpoint in any case."""
+    if entry.outcome is not None:
+        await checkpoint()
+        return entry.outcome
+    if entry.done is None:
+        entry.done = anyio.Event()
+    await entry.done.wait()
+    assert entry.outcome is not None  # done is set by what sets the outcome
+    return entry.outcome
 
 
 class Ticket:
@@ -51,10 +66,9 @@ class Ticket:
             This isn't the thread of the router's event loop.
         """
         self._check_thread()
-        await self._entry.done.wait()
+        outcome = await outcome_of(self._entry)
         self._seen = True
-        assert self._entry.outcome is not None  # done is set by what sets the outcome
-        return self._entry.outcome
+        return outcome
 
     def cancel(self) -> bool:
         """Cancel the job; returns whether that was in time.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
-from helixnb._records import Decision, Job, Outcome, Status, Strategy
+from helixnb._records import Decision, Job, Outcome, Status, Strategy, make_outcome
 
 WINDOW = 4_096
 """How many latencies a strategy keeps for its quantiles, newest first out of the ring."""
@@ -37,18 +38,20 @@ class Entry:
     ----------
     decision, strategy, reason
         What the policy chose, and how and why the job runs in fact; set by `decide`.
+    kernel, inputs, params
+        What runs the job, alone or in a batch; None for a callable.
     call
-        Runs the job: a kernel's solo form with its arguments bound, or the callable of `run`.
+        The callable of `run`, with its arguments; None for a kernel.
     context
         The caller's context variables, where the call should see them.
-    kernel, inputs, params
-        What a batch gathers; None for a callable.
     predicted_ns
         How long the job should take, infinite for what isn't known.
+    done
+        Set with the outcome; None while nobody waits.
     queue
         Where the job waits, None while it doesn't.
     started
-        Whether a thread has begun with it; written by that thread.
+        Whether a thread has begun with it.
     orphaned
         Whether its ticket is gone, so that nobody will see it fail.
     """
@@ -79,24 +82,23 @@ class Entry:
     def __init__(
         self,
         job: Job,
-        call: Callable[[], Any],
-        *,
-        done: Signal,
         arrived_ns: int,
         kernel: Any = None,
         inputs: Any = None,
         params: Any = (),
         predicted_ns: float = math.inf,
+        call: Callable[[], Any] | None = None,
+        context: Context | None = None,
     ) -> None:
         self.job = job
-        self.call = call
-        self.done = done
         self.arrived_ns = arrived_ns
         self.kernel = kernel
         self.inputs = inputs
         self.params = params
-        self.context: Context | None = None
         self.predicted_ns = predicted_ns
+        self.call = call
+        self.context = context
+        self.done: Signal | None = None
         self.queue: Any = None
         self.started = False
         self.orphaned = False
@@ -139,19 +141,21 @@ class Ledger:
     """Every job is entered once and settled once; the counts follow from that.
 
     ``submitted == in_flight + completed + dropped + failed + cancelled`` at any time. Used from
-    the router's event loop only.
+    the router's event loop only, but for `begin`. Lists of counts are indexed by the `code` of what
+    they count.
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
+        self._beginning = threading.Lock()
         self.submitted = 0
         self._in_flight: set[Entry] = set()
-        self.by_status = dict.fromkeys(Status, 0)
+        self.by_status = [0] * len(Status)
         self.within_budget = 0
-        self.decided = dict.fromkeys(Strategy, 0)
-        self.routed = dict.fromkeys(Strategy, 0)
+        self.decided = [0] * len(Strategy)
+        self.routed = [0] * len(Strategy)
         self.dropped_by_reason: Counter[str] = Counter()
-        self.latency = {strategy: LatencyWindow() for strategy in Strategy}
+        self.latency = [LatencyWindow() for _ in Strategy]
         self.on_idle: Callable[[], object] | None = None
 
     @property
@@ -163,7 +167,18 @@ class Ledger:
         """Count a job in."""
         self.submitted += 1
         self._in_flight.add(entry)
-        self.decided[entry.decision.strategy] += 1
+        self.decided[entry.decision.strategy.code] += 1
+
+    def begin(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Mark the jobs that a thread begins with now, and return them: not those that ended.
+
+        Thread-safe.
+        """
+        with self._beginning:
+            begun = [entry for entry in entries if entry.outcome is None]
+            for entry in begun:
+                entry.started = True
+        return begun
 
     def settle(
         self,
@@ -182,43 +197,46 @@ class Ledger:
         """
         if entry.outcome is not None:
             return False
-        if entry.queue is not None:
-            entry.queue.discard(entry)
+        queue = entry.queue  # read once: a worker thread may be taking the job out
+        if queue is not None:
+            queue.discard(entry)
+        strategy = entry.strategy
         latency_ns = self._clock() - entry.arrived_ns
-        entry.outcome = outcome = Outcome(
-            job_id=entry.job.id,
-            kind=entry.job.kind,
-            status=status,
-            decided=entry.decision.strategy,
-            strategy=entry.strategy,
-            reason=entry.reason if reason is None else reason,
-            latency_ms=latency_ns / 1e6,
-            latency_budget_ms=entry.job.latency_budget_ms,
-            error=error,
-            retry_after_s=retry_after_s,
-            _value=value,
-            _traceback=None if error is None else error.__traceback__,
+        if reason is None:
+            reason = entry.reason
+        entry.outcome = outcome = make_outcome(
+            entry.job,
+            status,
+            entry.decision.strategy,
+            strategy,
+            reason,
+            latency_ns,
+            value,
+            error,
+            retry_after_s,
         )
         self._in_flight.remove(entry)
-        self.by_status[status] += 1
-        self.routed[entry.strategy] += 1
+        self.by_status[status.code] += 1
+        self.routed[strategy.code] += 1
         if status is Status.COMPLETED:
-            self.latency[entry.strategy].record(latency_ns)
+            self.latency[strategy.code].record(latency_ns)
             self.within_budget += outcome.met_budget
         elif status is Status.DROPPED:
-            self.dropped_by_reason[outcome.reason] += 1
+            self.dropped_by_reason[reason] += 1
         elif status is Status.FAILED and entry.orphaned:
             log_unseen_failure(outcome, traceback=True)
-        entry.done.set()
+        if entry.done is not None:
+            entry.done.set()
         if not self._in_flight and self.on_idle is not None:
             self.on_idle()
         return True
 
     def evict(self, status: Status, **why: Any) -> None:
         """Settle every job that hasn't begun to run, wherever it is."""
-        for entry in list(self._in_flight):
-            if not entry.started:
-                self.settle(entry, status, **why)
+        with self._beginning:
+            for entry in list(self._in_flight):
+                if not entry.started:
+                    self.settle(entry, status, **why)
 
 
 def log_unseen_failure(outcome: Outcome, *, traceback: bool) -> None:

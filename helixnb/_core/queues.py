@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from helixnb._core.lifecycle import Entry
 
@@ -11,11 +12,12 @@ from helixnb._core.lifecycle import Entry
 class Backlog:
     """The one bound on how many jobs wait, over all queues that share it."""
 
-    __slots__ = ("capacity", "waiting")
+    __slots__ = ("capacity", "lock", "waiting")
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: float) -> None:
         self.capacity = capacity
         self.waiting = 0
+        self.lock = threading.Lock()
 
     @property
     def is_full(self) -> bool:
@@ -24,38 +26,39 @@ class Backlog:
 
 
 class JobQueue:
-    """First in, first out; removal from the middle in constant time."""
+    """First in, first out; removal from the middle in constant time. Thread-safe."""
 
-    __slots__ = ("_backlog", "_entries")
+    __slots__ = ("_backlog", "_entries", "work_ns")
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._entries: OrderedDict[Entry, None] = OrderedDict()
+        self.work_ns = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries)
-
     @property
-    def oldest_ns(self) -> int:
-        """When the job at the front arrived; the queue must not be empty."""
-        return next(iter(self._entries)).arrived_ns
+    def oldest_ns(self) -> float:
+        """When the job at the front arrived, infinite for an empty queue."""
+        with self._backlog.lock:
+            return next((entry.arrived_ns for entry in self._entries), math.inf)
 
     def push(self, entry: Entry) -> None:
         """Append a job. Whether there is room is for the caller to ask `Backlog.is_full`."""
-        self._entries[entry] = None
-        entry.queue = self
-        self._backlog.waiting += 1
+        with self._backlog.lock:
+            self._entries[entry] = None
+            entry.queue = self
+            self._backlog.waiting += 1
+            self.work_ns += _counted_ns(entry)
 
     def discard(self, entry: Entry) -> None:
-        """Take a job out, wherever it stands; the queue must hold it."""
-        del self._entries[entry]
-        entry.queue = None
-        self._backlog.waiting -= 1
+        """Take a job out, wherever it stands, if it is still here."""
+        with self._backlog.lock:
+            if entry in self._entries:
+                self._remove(entry)
 
-    def take(self, most: int, limit_ns: float = float("inf")) -> list[Entry]:
+    def take(self, most: int, limit_ns: float = math.inf) -> list[Entry]:
         """Take jobs from the front: at most `most`, and no further one past `limit_ns`.
 
         Parameters
@@ -67,23 +70,35 @@ class JobQueue:
         """
         taken: list[Entry] = []
         total_ns = 0.0
-        while self._entries and len(taken) < most:
-            entry = next(iter(self._entries))
-            total_ns += entry.predicted_ns
-            if taken and total_ns > limit_ns:
-                break
-            self.discard(entry)
-            taken.append(entry)
+        with self._backlog.lock:
+            while self._entries and len(taken) < most:
+                entry = next(iter(self._entries))
+                total_ns += entry.predicted_ns
+                if taken and total_ns > limit_ns:
+                    break
+                self._remove(entry)
+                taken.append(entry)
         return taken
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry]
+        entry.queue = None
+        self._backlog.waiting -= 1
+        self.work_ns -= _counted_ns(entry)
+
+
+def _counted_ns(entry: Entry) -> int:
+    """Return a job's share in `work_ns`: whole, so that the sum comes back to 0, and finite."""
+    return int(min(entry.predicted_ns, 1e12))
 
 
 def batch_release_in_ns(
-    jobs: int, oldest_ns: int, now_ns: int, max_jobs: int, max_delay_ms: float
-) -> int:
+    jobs: int, oldest_ns: float, now_ns: int, max_jobs: int, max_delay_ms: float
+) -> float:
     """Return how long a batch still gathers, in nanoseconds; 0 when it is due.
 
-    Due by size, or by the time since its oldest job arrived.
+    Due by size, or by the time since its oldest job arrived; infinite for no jobs.
     """
     if jobs >= max_jobs:
         return 0
-    return max(0, oldest_ns + round(max_delay_ms * 1e6) - now_ns)
+    return max(0, oldest_ns + max_delay_ms * 1e6 - now_ns)

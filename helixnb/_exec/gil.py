@@ -4,21 +4,32 @@ A kernel releases the GIL while it runs, and must take it back when it ends. CPy
 to let go after the switch interval (5 ms), counted anew whenever the GIL changes hands: a loop that
 never idles lets go of it inside each poll for a moment too short for the waiter, which starts the
 count again. With 200 ready tasks on asyncio a slot of 1 ms kernels was used for 0.0 % of the time.
+So a loop that doesn't idle looks, once a pass, whether a thread waits, and if so naps.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from helixnb._exec.slots import Slots
 
 PERIOD_S = 0.001
-"""How often a loop that is busy lets the workers in: about as often as a chunk ends."""
+"""How often it is measured whether the loop idles: about as often as a chunk ends."""
 
-NAP_S = 20e-6
-"""How long. A sleeping thread doesn't hold the GIL; the kernel's timer makes it some 70 us."""
+WATCH_NS = 50_000_000
+"""How long a loop that doesn't is watched, pass by pass, until it is measured again."""
+
+LOOK_NS = 100_000
+"""The least time between two looks at the threads."""
+
+NAP_S, NAPS = 20e-6, 4
+"""How long a nap is, and how many in a row for a thread that doesn't wake up in time. A sleeping
+thread doesn't hold the GIL; the operating system's timer makes a nap some 70 us."""
 
 SATURATED = 0.5
 """Share of a period that the loop's thread must have computed, for a loop that doesn't idle.
@@ -27,15 +38,57 @@ One that idles leaves the GIL to the workers anyway. Well below 1, since other p
 the CPU for the rest of the period.
 """
 
+_RUNNING_NS = 1_000
+"""CPU time that a running thread gains between two readings of its clock, and more."""
 
-async def yield_gil(slots: Slots) -> None:
-    """Let workers have the GIL once a period, while a slot is busy and the loop is. Never ends."""
+
+def own_clock() -> int | None:
+    """Return the clock of this thread's CPU time, None where other threads can't read it."""
+    try:
+        return time.pthread_getcpuclockid(threading.get_ident())
+    except (AttributeError, OSError):  # macOS and Windows have no such clocks
+        return None
+
+
+def waits(clock: int | None) -> bool:
+    """Tell whether a thread stands still, by its clock; always for one without a clock."""
+    if clock is None:
+        return True
+    try:
+        began_ns = time.clock_gettime_ns(clock)
+        until_ns = time.perf_counter_ns() + 2 * _RUNNING_NS
+        while time.perf_counter_ns() < until_ns:
+            pass
+        gained_ns: int = time.clock_gettime_ns(clock) - began_ns
+    except OSError:  # the thread has ended
+        return False
+    return gained_ns < _RUNNING_NS
+
+
+async def yield_gil(
+    slots: Slots, one_waits: Callable[[], bool], settle_done: Callable[[], object]
+) -> None:
+    """Let workers have the GIL when they wait for it and the loop doesn't idle. Never ends.
+
+    What they hand over then is settled at once: the loop would see that they woke it a pass later.
+    """
     while True:
         await slots.wait_busy()
         computed_ns, at_ns = time.thread_time_ns(), time.perf_counter_ns()
-        while slots.busy:
-            await anyio.sleep(PERIOD_S)
-            computed, passed = time.thread_time_ns() - computed_ns, time.perf_counter_ns() - at_ns
-            if computed > SATURATED * passed:
-                time.sleep(NAP_S)  # noqa: ASYNC251  # on purpose: blocking is the point
-            computed_ns, at_ns = time.thread_time_ns(), time.perf_counter_ns()
+        await anyio.sleep(PERIOD_S)
+        computed_ns = time.thread_time_ns() - computed_ns
+        now_ns = time.perf_counter_ns()
+        if computed_ns < SATURATED * (now_ns - at_ns):
+            continue
+        look_ns, until_ns = now_ns, now_ns + WATCH_NS
+        while slots.busy and now_ns < until_ns:
+            if now_ns >= look_ns:
+                naps = 0
+                while naps < NAPS and one_waits():
+                    time.sleep(NAP_S)  # noqa: ASYNC251  # on purpose: blocking is the point
+                    naps += 1
+                if naps:
+                    settle_done()
+                look_ns = time.perf_counter_ns() + LOOK_NS
+            await checkpoint()
+            now_ns = time.perf_counter_ns()

@@ -1,24 +1,32 @@
-"""The lanes in front of the workers: pool dispatcher, batcher, and inline runs of tickets."""
+"""The lanes: where jobs wait for a worker thread, and what a thread takes from each at once."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-import anyio
-from anyio.lowlevel import checkpoint
-
 from helixnb._config import RouterConfig
-from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.lifecycle import Ledger
 from helixnb._core.queues import Backlog, JobQueue, batch_release_in_ns
-from helixnb._exec.slots import Slots
-from helixnb._exec.workers import Workers, run_on_loop
-from helixnb_kernels import Kernel
+from helixnb._exec.slots import Lease, Slots
+from helixnb._exec.work import Batch, Chunk, Work
+from helixnb_kernels import Kernel, max_threads, parallel_region_is_free
 
 CHUNK_NS = 1_000_000
-"""Predicted time of the jobs that one thread hop carries, and of inline work between two turns
-of the event loop: long beside a hop (0.1 ms), short beside a budget."""
+"""Predicted time of the jobs that a worker thread takes at once, and of inline work between two
+turns of the event loop: long beside a hop (0.1 ms), short beside a budget."""
+
+CHUNK_JOBS = 256
+"""How many jobs a thread takes at once at most: to settle that many takes the loop 1 ms."""
+
+HOP_PAYS_NS = 200_000
+"""Predicted work that is worth a further thread's hop (0.1 ms) while one is on its way already."""
+
+PARALLEL_PAYS_NS = 200_000
+"""Predicted work of a batch from which on several threads are tried: about what a launch of
+Numba's threads costs after idle (75 to 215 us, by threading layer)."""
 
 
 class Settings(Protocol):
@@ -36,124 +44,102 @@ class Settings(Protocol):
 
 
 class Lane(ABC):
-    """A queue and the task that empties it."""
-
-    def __init__(self, backlog: Backlog) -> None:
-        self.queue = JobQueue(backlog)
-        self._news = anyio.Event()
-
-    def push(self, entry: Entry) -> None:
-        """Queue a job."""
-        self.queue.push(entry)
-        if len(self.queue) == 1:
-            self.wake()
+    """Work that waits for worker threads. `take` is called in them, one at a time."""
 
     @abstractmethod
-    async def run(self) -> None:
-        """Empty the queue until cancelled."""
+    def due_in_ns(self) -> float:
+        """Return how soon there is work to take: 0 for now, infinite for none in sight."""
 
-    def wake(self) -> None:
-        """Let the task look again."""
-        self._news.set()
+    @property
+    @abstractmethod
+    def threads_worth(self) -> int:
+        """How many threads what waits here is worth, if it is due."""
 
-    async def _next_news(self, timeout_s: float | None = None) -> None:
-        self._news = anyio.Event()
-        with anyio.move_on_after(timeout_s):
-            await self._news.wait()
+    @abstractmethod
+    def take(self, lease: Lease, sharers: int) -> Work | None:
+        """Take what one thread shall do now, None if nothing is due.
 
-
-class PoolLane(Lane):
-    """The single consumer of ``cpu_pool``.
-
-    It clocks itself: while all slots are busy, jobs gather, and a slot that comes free takes a
-    chunk of them in one thread hop. Jobs wait for nothing else.
-    """
-
-    def __init__(self, backlog: Backlog, slots: Slots, workers: Workers) -> None:
-        super().__init__(backlog)
-        self._slots = slots
-        self._workers = workers
-
-    async def run(self) -> None:
-        while True:
-            while not self.queue:
-                await self._next_news()
-            lease = await self._slots.take()
-            share = -(-len(self.queue) // (1 + self._slots.idle))  # the idle slots take theirs
-            entries = self.queue.take(max(share, 1), CHUNK_NS)
-            if entries:
-                self._workers.start_chunk(lease, entries)
-            else:  # all were cancelled while we waited for the slot
-                self._slots.release(lease)
+        Parameters
+        ----------
+        lease
+            The slot of the thread, which may be extended.
+        sharers
+            How many threads are about to take from the lanes, this one included.
+        """
 
 
-class BatchLane(Lane):
+class QueueLane(Lane):
+    """A lane with a queue of jobs."""
+
+    def __init__(self, backlog: Backlog, ledger: Ledger) -> None:
+        self.queue = JobQueue(backlog)
+        self._ledger = ledger
+
+    def due_in_ns(self) -> float:
+        return 0 if self.queue else math.inf
+
+
+class PoolLane(QueueLane):
+    """``cpu_pool``: while all slots are busy jobs gather, and a thread takes a chunk of them."""
+
+    @property
+    def threads_worth(self) -> int:
+        return min(len(self.queue), 1 + self.queue.work_ns // HOP_PAYS_NS)
+
+    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
+        share = -(-len(self.queue) // sharers)
+        entries = self.queue.take(min(share, CHUNK_JOBS), CHUNK_NS) if share else []
+        return Chunk(self._ledger, entries) if entries else None
+
+
+class BatchLane(QueueLane):
     """The batcher of one kernel: gathers, then makes one kernel call of what has gathered."""
 
     def __init__(
         self,
         backlog: Backlog,
+        ledger: Ledger,
         slots: Slots,
-        workers: Workers,
         kernel: Kernel,
         settings: Settings,
         clock: Callable[[], int],
     ) -> None:
-        super().__init__(backlog)
+        super().__init__(backlog, ledger)
         self._slots = slots
-        self._workers = workers
         self._kernel = kernel
         self._settings = settings
         self._clock = clock
 
-    def push(self, entry: Entry) -> None:
-        """Queue a job; the one that fills the batch releases it."""
-        super().push(entry)
-        if len(self.queue) >= self._settings.config.batch_max_jobs:
-            self.wake()
+    @property
+    def threads_worth(self) -> int:
+        return -(-len(self.queue) // self._settings.config.batch_max_jobs)
 
-    async def run(self) -> None:
-        while True:
-            while not self.queue:
-                await self._next_news()
-            config = self._settings.config
-            gather_ns = batch_release_in_ns(
-                len(self.queue),
-                self.queue.oldest_ns,
-                self._clock(),
-                config.batch_max_jobs,
-                config.batch_max_delay_ms,
-            )
-            if gather_ns > 0 and self._settings.is_open:
-                await self._next_news(gather_ns / 1e9)
-                continue
-            lease = await self._slots.take()
-            config = self._settings.config
-            entries = self.queue.take(config.batch_max_jobs)
-            if entries:
-                threads = config.cpu_parallelism if config.parallel_kernels == "auto" else 1
-                self._workers.start_batch(lease, self._kernel, entries, threads)
-            else:  # all were cancelled while we waited for the slot
-                self._slots.release(lease)
+    def due_in_ns(self) -> float:
+        if not self._settings.is_open:  # no company to wait for any more
+            return super().due_in_ns()
+        config = self._settings.config
+        return batch_release_in_ns(
+            len(self.queue),
+            self.queue.oldest_ns,
+            self._clock(),
+            config.batch_max_jobs,
+            config.batch_max_delay_ms,
+        )
 
-
-class InlineLane(Lane):
-    """Inline jobs of tickets: they run on the event loop, but not inside `submit_soon`.
-
-    Other tasks get their turn once a millisecond.
-    """
-
-    def __init__(self, backlog: Backlog, ledger: Ledger, clock: Callable[[], int]) -> None:
-        super().__init__(backlog)
-        self._ledger = ledger
-        self._clock = clock
-
-    async def run(self) -> None:
-        while True:
-            while not self.queue:
-                await self._next_news()
-            turn_ends_ns = self._clock() + CHUNK_NS
-            while self.queue and self._clock() < turn_ends_ns:
-                (entry,) = self.queue.take(1)
-                run_on_loop(self._ledger, entry)
-            await checkpoint()
+    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
+        if self.due_in_ns() > 0:
+            return None
+        config = self._settings.config
+        entries = self.queue.take(config.batch_max_jobs)
+        if not entries:
+            return None
+        threads = min(config.cpu_parallelism, max_threads(), len(entries))
+        if (
+            threads > 1
+            and config.parallel_kernels == "auto"
+            and sum(entry.predicted_ns for entry in entries) >= PARALLEL_PAYS_NS
+            and self._kernel.can_run_parallel
+            and parallel_region_is_free()
+        ):
+            self._slots.extend(lease, threads - 1)
+        return Batch(self._ledger, self._kernel, entries, lease.size)

@@ -1,159 +1,205 @@
-"""Worker threads: one hop carries a chunk of jobs, or a batch, out and back."""
+"""Worker threads: one hop out, work from the lanes as long as there is some, one hop back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.queues import Backlog, JobQueue
+from helixnb._exec.gil import own_clock, waits
+from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Lease, Slots
-from helixnb._records import Status
-from helixnb_kernels import Kernel, max_threads, parallel_region_is_free
-
-PARALLEL_PAYS_NS = 200_000
-"""Predicted work of a batch from which on several threads are tried: about what a launch of
-Numba's threads costs after idle (75 to 215 us, by threading layer)."""
-
-T = TypeVar("T")
-Ended = tuple[Any, BaseException | None]
+from helixnb._exec.work import Batch, Chunk, Work
 
 
 class Workers:
-    """Runs leased work in threads, in tasks of the router's own.
+    """Runs what waits in the lanes, in threads that hold a slot each.
 
-    A caller that is cancelled leaves such a task alone: a thread can't be stopped, and its slot
-    is free only when it has ended.
+    A thread goes round the lanes and ends when nothing is due. It hands over what is done on the
+    way, and wakes the event loop through a socket, which is what anyio offers for a thread that
+    shall not wait for the loop. A caller that is cancelled leaves threads alone: they can't be
+    stopped, and a slot is free only when its thread has ended.
     """
 
-    def __init__(self, slots: Slots, ledger: Ledger, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        ledger: Ledger,
+        tasks: TaskGroup,
+        clock: Callable[[], int],
+        supervise: Callable[..., Coroutine[Any, Any, None]],
+    ) -> None:
         self._slots = slots
+        self._spawned = JobQueue(Backlog(math.inf))
         self._ledger = ledger
         self._tasks = tasks
+        self._clock = clock
+        self._supervise = supervise
+        self._lanes: deque[Lane] = deque()
+        self._taking = threading.Lock()
+        self._starting = 0
+        self._done: deque[tuple[Work, BaseException | None]] = deque()
+        self._awake = False
+        self._clocks: dict[Lease, int | None] = {}
+        self._alarm = anyio.Event()
+        self._alarm_ns = math.inf
         # The lease is what bounds the threads; anyio's own limiter would count them twice.
         self._unbounded = anyio.CapacityLimiter(math.inf)
+        self._receiver, self._sender = socket.socketpair()
+        for each in (self._receiver, self._sender):
+            each.setblocking(False)
         self.batches = 0
         self.batched_jobs = 0
         self.parallel_launches = 0
 
-    def start_chunk(self, lease: Lease, entries: list[Entry]) -> None:
-        """Run jobs one after the other in one thread, then release the lease."""
-        self._tasks.start_soon(self._hold, lease, entries, self._chunk)
+    def close(self) -> None:
+        """Free the sockets, when no thread runs any more."""
+        self._receiver.close()
+        self._sender.close()
 
-    def start_batch(self, lease: Lease, kernel: Kernel, entries: list[Entry], threads: int) -> None:
-        """Run jobs of one kernel in one call, on up to `threads` threads, then release the lease.
+    def add(self, lane: Lane) -> None:
+        """Let threads take from a lane too."""
+        with self._taking:
+            self._lanes.append(lane)
 
-        Further slots are added to the lease as they are free, and as the work is worth it.
-        """
-        self._tasks.start_soon(self._hold, lease, entries, self._batch, kernel, threads)
+    def remove(self, lane: Lane) -> None:
+        """Let threads take from a lane no more."""
+        with self._taking:
+            self._lanes.remove(lane)
 
-    async def _hold(
-        self,
-        lease: Lease,
-        entries: list[Entry],
-        run: Callable[..., Awaitable[list[Ended]]],
-        *args: Any,
-    ) -> None:
-        """Run `entries`; whatever happens, settle all of them and release the lease."""
+    # -- On the event loop ----------------------------------------------------------------------
+
+    def spawn(self, entry: Entry) -> bool:
+        """Send a thread with a job; returns whether a slot was free."""
+        lease = self._slots.take_nowait()
+        if lease is None:
+            return False
+        self._spawned.push(entry)
+        self._start(lease)
+        return True
+
+    def _start(self, lease: Lease) -> None:
+        with self._taking:
+            self._starting += 1
+        self._tasks.start_soon(self._supervise, self._visit, lease)
+
+    def look(self, lane: Lane) -> None:
+        """Send threads if there is work in a lane, slots are free, and it is worth it."""
+        if self._slots.idle:
+            due_in_ns = lane.due_in_ns()
+            if due_in_ns > 0:
+                self._wake_in(due_in_ns)
+                return
+            while self._starting < lane.threads_worth:
+                lease = self._slots.take_nowait()
+                if lease is None:
+                    return
+                self._start(lease)
+
+    def look_around(self) -> None:
+        """Look at all lanes: slots came free, or settings have changed."""
+        for lane in tuple(self._lanes):
+            self.look(lane)
+
+    def _wake_in(self, delay_ns: float) -> None:
+        at_ns = self._clock() + delay_ns
+        if at_ns < self._alarm_ns:
+            self._alarm_ns = at_ns
+            self._alarm.set()
+
+    async def run_alarm(self) -> None:
+        """Look at the lanes when a batch is due. Never ends."""
+        while True:
+            self._alarm = anyio.Event()
+            delay_s = max(0, self._alarm_ns - self._clock()) / 1e9
+            with anyio.move_on_after(None if math.isinf(delay_s) else delay_s) as timeout:
+                await self._alarm.wait()
+            if timeout.cancelled_caught:
+                self._alarm_ns = math.inf
+                self.look_around()
+
+    async def run_settling(self) -> None:
+        """Settle what threads hand over while they go on. Never ends."""
+        while True:
+            await anyio.wait_readable(self._receiver)
+            self._receiver.recv(64)
+            self._awake = False
+            self.settle_done()
+
+    def settle_done(self) -> None:
+        """Settle what threads have handed over."""
+        while self._done:
+            work, error = self._done.popleft()
+            if error is not None:
+                work.fail(error)
+            else:
+                work.settle()
+            if isinstance(work, Batch):
+                self.batches += 1
+                self.batched_jobs += len(work.entries)
+                self.parallel_launches += work.parallel
+
+    async def _visit(self, lease: Lease) -> None:
+        """Let a thread work for as long as there is something to do, then release its slot."""
         try:
-            ended = await run(lease, entries, *args)
-            for entry, (value, error) in zip(entries, ended, strict=True):
-                if error is None:
-                    self._ledger.settle(entry, Status.COMPLETED, value=value)
-                else:
-                    self._ledger.settle(entry, Status.FAILED, error=error)
-        except Exception as error:  # no thread could be started, or a fault of our own
-            for entry in entries:
-                self._ledger.settle(entry, Status.FAILED, error=error)
+            await anyio.to_thread.run_sync(self._work_through, lease, limiter=self._unbounded)
+        except Exception as error:
+            if lease.begun:
+                raise  # a fault of our own
+            work = self._next(lease)  # no thread could be started
+            if work is not None:
+                work.fail(error)
         finally:
+            if not lease.begun:
+                with self._taking:
+                    self._starting -= 1
+            self.settle_done()
             self._slots.release(lease)
-            for entry in entries:  # cancelled before the hop: the router is closing
-                self._ledger.settle(entry, Status.DROPPED, reason="router_closed")
+        self.look_around()
 
-    async def _chunk(self, _: Lease, entries: list[Entry]) -> list[Ended]:
-        return await self._hop(_run_each, entries)
+    # -- In worker threads ----------------------------------------------------------------------
 
-    async def _batch(
-        self, lease: Lease, entries: list[Entry], kernel: Kernel, threads: int
-    ) -> list[Ended]:
-        if kernel.serial is None:
-            return await self._hop(_run_each, entries)
-        predicted_ns = sum(entry.predicted_ns for entry in entries)
-        threads = min(threads, max_threads(), len(entries))
-        if (
-            threads > 1
-            and predicted_ns >= PARALLEL_PAYS_NS
-            and kernel.can_run_parallel
-            and parallel_region_is_free()
-        ):
-            self._slots.extend(lease, threads - 1)
-        ended, parallel = await self._hop(_run_batch, kernel, entries, lease.size)
-        self.batches += 1
-        self.batched_jobs += len(entries)
-        self.parallel_launches += parallel
-        return ended
+    def _work_through(self, lease: Lease) -> None:
+        lease.begun = True
+        self._clocks[lease] = own_clock()
+        work = self._next(lease, starting=True)
+        while work is not None:
+            error = None
+            try:
+                work.run()
+            except BaseException as caught:
+                error = caught
+            self._slots.shrink(lease)
+            self._done.append((work, error))
+            work = self._next(lease)
+            if work is not None and not self._awake:
+                self._awake = True
+                self._sender.send(b"\0")
+        del self._clocks[lease]
 
-    async def _hop(self, function: Callable[..., T], *args: Any) -> T:
-        return await anyio.to_thread.run_sync(function, *args, limiter=self._unbounded)
+    def one_waits(self) -> bool:
+        """Tell whether a thread is on its way, or stands still in the middle of its work."""
+        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
 
-
-def run_on_loop(ledger: Ledger, entry: Entry) -> None:
-    """Run one job here and now, on the event loop, and settle it."""
-    try:
-        value = _call(entry)
-    except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
-        ledger.settle(entry, Status.FAILED, error=error)
-        raise
-    except BaseException as error:
-        ledger.settle(entry, Status.FAILED, error=error)
-    else:
-        ledger.settle(entry, Status.COMPLETED, value=value)
-
-
-def _call(entry: Entry) -> Any:
-    entry.started = True
-    return entry.call() if entry.context is None else entry.context.run(entry.call)
-
-
-def _run_each(entries: list[Entry]) -> list[Ended]:
-    """Run jobs one after the other in this worker thread; what one raises is its result."""
-    ended: list[Ended] = []
-    for entry in entries:
-        if entry.outcome is not None:  # settled while it waited for its turn: it never runs
-            ended.append((None, None))
-            continue
-        try:
-            ended.append((_call(entry), None))
-        except BaseException as error:  # a SystemExit of one job must not end the others' thread
-            ended.append((None, error))
-    return ended
-
-
-def _run_batch(kernel: Kernel, entries: list[Entry], threads: int) -> tuple[list[Ended], bool]:
-    """Run jobs in one kernel call in this worker thread; those that fail in it, once alone."""
-    live = [entry for entry in entries if entry.outcome is None]
-    for entry in live:
-        entry.started = True
-    try:
-        result = kernel.run_batch(
-            [entry.inputs for entry in live],
-            [entry.job.compute_cost for entry in live],
-            [entry.job.id for entry in live],
-            [entry.params for entry in live],
-            threads=threads,
-            weights=[entry.predicted_ns for entry in live],
-        )
-    except BaseException:
-        alone, parallel = live, False
-        values: dict[Entry, Any] = {}
-    else:
-        alone, parallel = [live[i] for i in result.failed], result.parallel
-        values = dict(zip(live, result.values, strict=True))
-    for entry in alone:
-        entry.started = False
-    ended: dict[Entry, Ended] = {entry: (value, None) for entry, value in values.items()}
-    ended |= dict(zip(alone, _run_each(alone), strict=True))
-    return [ended.get(entry, (None, None)) for entry in entries], parallel
+    def _next(self, lease: Lease, *, starting: bool = False) -> Work | None:
+        """Take work for a thread, from each lane in turn; None if there is none, or no slot."""
+        with self._taking:
+            self._starting -= starting
+            if self._slots.busy > self._slots.total:
+                return None
+            if entries := self._spawned.take(1):
+                return Chunk(self._ledger, entries)
+            for _ in range(len(self._lanes)):
+                lane = self._lanes[0]
+                self._lanes.rotate(-1)
+                if (work := lane.take(lease, 1 + self._starting)) is not None:
+                    return work
+        return None

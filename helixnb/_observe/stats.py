@@ -129,19 +129,19 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
     """Freeze a ledger's counts, next to the rest of the router's `state`."""
     by_strategy = {
         strategy.value: StrategyStats(
-            decided=ledger.decided[strategy],
-            routed=ledger.routed[strategy],
-            latency=summarise(ledger.latency[strategy]),
+            decided=ledger.decided[strategy.code],
+            routed=ledger.routed[strategy.code],
+            latency=summarise(ledger.latency[strategy.code]),
         )
         for strategy in Strategy
     }
     return Stats(
         submitted=ledger.submitted,
         in_flight=ledger.in_flight,
-        completed=ledger.by_status[Status.COMPLETED],
-        dropped=ledger.by_status[Status.DROPPED],
-        failed=ledger.by_status[Status.FAILED],
-        cancelled=ledger.by_status[Status.CANCELLED],
+        completed=ledger.by_status[Status.COMPLETED.code],
+        dropped=ledger.by_status[Status.DROPPED.code],
+        failed=ledger.by_status[Status.FAILED.code],
+        cancelled=ledger.by_status[Status.CANCELLED.code],
         within_budget=ledger.within_budget,
         by_strategy=MappingProxyType(by_strategy),
         dropped_by_reason=MappingProxyType(dict(ledger.dropped_by_reason)),

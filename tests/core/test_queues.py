@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import anyio
 import pytest
 from support import job
 
@@ -13,9 +12,7 @@ from helixnb._core.queues import Backlog, JobQueue, batch_release_in_ns
 
 
 def entry(number: int = 0, predicted_ns: float = math.inf) -> Entry:
-    made = Entry(job(number), lambda: None, done=anyio.Event(), arrived_ns=number)
-    made.predicted_ns = predicted_ns
-    return made
+    return Entry(job(number), number, call=lambda: None, predicted_ns=predicted_ns)
 
 
 def ids(entries: list[Entry]) -> list[int]:

@@ -224,11 +224,10 @@ async def test_a_crashed_lane_fails_who_waits_and_closes_intake(
 ) -> None:
     """A fault of the router's own is loud, answers everybody, and is raised at the end."""
 
-    async def crash(self: Any) -> None:
-        await self._next_news()
+    def crash(*_: Any) -> None:
         raise Boom("own fault")
 
-    monkeypatch.setattr(lane, "run", crash)
+    monkeypatch.setattr(lane, "take", crash)
     strategy = Strategy.CPU_POOL if lane is PoolLane else Strategy.BATCH
     with (
         caplog.at_level(logging.ERROR, "helixnb"),
@@ -376,19 +375,38 @@ async def test_a_closing_router_takes_no_kernels() -> None:
         assert "Gate" not in r.kernels
 
 
-async def test_a_lane_that_fails_with_a_job_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that has left its queue already is answered too."""
+async def test_work_that_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that a thread has in hand are answered with what went wrong, and the router goes on."""
 
     def fail(*_: Any) -> None:
         raise Boom
 
-    monkeypatch.setattr("helixnb._exec.workers.Workers.start_chunk", fail)
-    with pytest.raises(RouterStateError, match="the router crashed"):
-        async with router(policy=Always(Strategy.CPU_POOL)) as r:
-            with anyio.fail_after(5):
-                assert (await r.submit(job())).status is Status.FAILED
-    check_balanced(r.stats(), idle=False)  # the stand-in lost its lease, with the job
-    assert r.stats().in_flight == 0
+    async with router(policy=Always(Strategy.CPU_POOL)) as r:
+        with monkeypatch.context() as patch, anyio.fail_after(5):
+            patch.setattr("helixnb._exec.work.Chunk.run", fail)
+            with pytest.raises(Boom):
+                _ = (await r.submit(job())).value
+        assert (await r.submit(job())).status is Status.COMPLETED
+    check_balanced(r.stats())
+
+
+@pytest.mark.parametrize("strategy", IN_THREADS)
+async def test_a_thread_that_cant_be_started(
+    strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that it would have taken fail with the reason, and the router goes on."""
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    async with router(policy=Always(strategy)) as r:
+        with monkeypatch.context() as patch, anyio.fail_after(5):
+            patch.setattr("anyio.to_thread.run_sync", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                _ = (await r.submit(job())).value
+        assert (await r.submit(job())).status is Status.COMPLETED
+    check_balanced(r.stats())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Inline runs: on the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.queues import Backlog, JobQueue
+from helixnb._exec.lanes import CHUNK_NS
+from helixnb._exec.work import call
+from helixnb._records import Status
+
+
+def run_on_loop(ledger: Ledger, entry: Entry) -> None:
+    """Run one job here and now, on the event loop, and settle it."""
+    entry.started = True
+    try:
+        value = call(entry)
+    except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
+        ledger.settle(entry, Status.FAILED, error=error)
+        raise
+    except BaseException as error:
+        ledger.settle(entry, Status.FAILED, error=error)
+    else:
+        ledger.settle(entry, Status.COMPLETED, value=value)
+
+
+class InlineLane:
+    """Inline jobs of tickets: they run on the event loop, but not inside `submit_soon`.
+
+    Other tasks get their turn once a millisecond.
+    """
+
+    def __init__(self, backlog: Backlog, ledger: Ledger, clock: Callable[[], int]) -> None:
+        self.queue = JobQueue(backlog)
+        self._ledger = ledger
+        self._clock = clock
+        self._news = anyio.Event()
+
+    def push(self, entry: Entry) -> None:
+        """Queue a job."""
+        self.queue.push(entry)
+        if len(self.queue) == 1:
+            self._news.set()
+
+    async def run(self) -> None:
+        """Run what is queued, until cancelled."""
+        while True:
+            if not self.queue:
+                self._news = anyio.Event()
+                await self._news.wait()
+            turn_ends_ns = self._clock() + CHUNK_NS
+            while self.queue and self._clock() < turn_ends_ns:
+                (entry,) = self.queue.take(1)
+                run_on_loop(self._ledger, entry)
+            await checkpoint()
