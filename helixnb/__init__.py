@@ -16,16 +16,20 @@ from helixnb._observe.stats import Latency, Stats, StrategyStats
 from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
 from helixnb._router import Router
 from helixnb._ticket import Ticket
+from helixnb.columns import BlockOutcomes, JobBlock, JobColumns, Outcomes
 from helixnb_kernels import Kernel, KernelError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockOutcomes",
     "ConfigError",
     "Decision",
     "HelixError",
     "Job",
+    "JobBlock",
     "JobCancelled",
+    "JobColumns",
     "JobDropped",
     "JobError",
     "Kernel",
@@ -33,6 +37,7 @@ __all__ = [
     "Latency",
     "Load",
     "Outcome",
+    "Outcomes",
     "Policy",
     "Router",
     "RouterConfig",

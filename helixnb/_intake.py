@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from helixnb._core.lifecycle import Entry, Ledger
@@ -20,7 +21,6 @@ from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
 from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
-from helixnb._ticket import outcome_of
 from helixnb_kernels import Kernel
 
 SUBMIT_NS = 10_000
@@ -108,16 +108,14 @@ class Intake:
         self._batches[kernel.name] = lane
 
     async def give_way(self) -> None:
-        """Let other tasks run after a millisecond of submits that didn't wait for anything."""
-        self._busy_ns += SUBMIT_NS
-        if self._busy_ns > CHUNK_NS:
-            self._busy_ns = 0
-            await checkpoint()
+        """Let other tasks run, after a millisecond of submits that didn't wait for anything."""
+        self._busy_ns = 0
+        await checkpoint()
 
     def enter(self, entry: Entry, *, soon: bool = False) -> None:
         """Decide, enter the job in the books, and put it where it runs.
 
-        An inline job is left to `finish`, unless it shall run soon, but not now.
+        An inline job is left to `run`, unless it shall run soon, but not now.
         """
         config = self._settings.config
         load = Load(cpu_busy=self._slots.busy)
@@ -161,18 +159,24 @@ class Intake:
             lane.queue.push(entry)
             self._workers.look(lane)
 
-    async def finish(self, entry: Entry) -> Outcome:
-        """Bring a job that its caller waits for to its outcome; it is cancelled with the caller."""
-        if entry.outcome is None and entry.strategy is Strategy.INLINE:
+    async def run(self, entry: Entry) -> Outcome:
+        """Bring a job to its outcome for a caller who waits; it is cancelled with the caller."""
+        self._busy_ns += SUBMIT_NS
+        if self._busy_ns > CHUNK_NS:
+            await self.give_way()
+        self.enter(entry)
+        if entry.strategy is Strategy.INLINE:
             started_ns = self._clock()
             run_on_loop(self._ledger, entry)
             self._busy_ns += self._clock() - started_ns
         if entry.outcome is not None:
             return entry.outcome
+        entry.done = anyio.Event()
         try:
-            outcome = await outcome_of(entry)
+            await entry.done.wait()
         except BaseException:
             self._ledger.settle(entry, Status.CANCELLED)
             raise
         self._busy_ns = 0
-        return outcome
+        assert entry.outcome is not None  # done is set by what sets the outcome
+        return entry.outcome

@@ -8,13 +8,14 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from helixnb import Decision, Job, Kernel, Load, Router, RouterConfig, Stats, Strategy
+from helixnb import Decision, Job, Kernel, Load, Outcome, Router, RouterConfig, Stats, Strategy
 from helixnb_kernels import BUILT_IN
 
 DATA = Path(__file__).parent / "data"
@@ -137,6 +138,12 @@ def _picky(inputs: Any, compute_cost: int, job_id: int) -> int:
 
 PICKY = Kernel(name="Picky", solo=_picky)
 """Fails for every third job, by id."""
+
+
+async def submit_all(router: Router, jobs: Iterable[Job]) -> list[Outcome]:
+    """Submit jobs one by one, all before any runs, and wait for their outcomes."""
+    tickets = [router.submit_soon(each) for each in jobs]
+    return [await ticket.wait() for ticket in tickets]
 
 
 def router(*kernels: Kernel, policy: Any = None, **settings: Any) -> Router:

@@ -137,7 +137,7 @@ async def test_value_at_risk(strategy: Strategy) -> None:
     async with router(example.value_at_risk, policy=Always(strategy)) as r:
         jobs: list[Any] = [example.value_at_risk.job(each, confidence=0.9) for each in portfolios]
         jobs.insert(7, example.value_at_risk.job(portfolios[0], confidence=2.0))
-        outcomes = await r.submit_many(jobs)
+        outcomes = list(await r.submit_many(jobs))
     wrong = outcomes.pop(7)
     assert wrong.status is Status.FAILED
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1"):

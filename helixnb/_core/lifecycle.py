@@ -7,7 +7,7 @@ import math
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -28,6 +28,16 @@ class Signal(Protocol):
 
     async def wait(self) -> object:
         """Wait until it is set."""
+        ...
+
+
+class RowsInFlight(Protocol):
+    """Jobs in columns, as the ledger sees them; see `Rows`."""
+
+    pending: int
+
+    def evict(self, status: Status, reason: str | None, error: BaseException | None) -> None:
+        """Settle what hasn't begun to run."""
         ...
 
 
@@ -126,11 +136,13 @@ class LatencyWindow:
         self.count = 0
         self.sum_ns = 0
 
-    def record(self, latency_ns: int) -> None:
-        """Keep one latency; the oldest gives way."""
-        self.latest_ns[self.count % len(self.latest_ns)] = latency_ns
-        self.count += 1
-        self.sum_ns += latency_ns
+    def record(self, latency_ns: int, times: int = 1) -> None:
+        """Keep a latency, of one job or of several; the oldest give way."""
+        size = len(self.latest_ns)
+        for i in range(self.count, self.count + min(times, size)):
+            self.latest_ns[i % size] = latency_ns
+        self.count += times
+        self.sum_ns += latency_ns * times
 
     def kept_ns(self) -> array[int]:
         """Return the latencies kept, in no particular order."""
@@ -146,10 +158,12 @@ class Ledger:
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._beginning = threading.Lock()
+        self.clock = clock
+        self.beginning = threading.Lock()
         self.submitted = 0
         self._in_flight: set[Entry] = set()
+        self._rows: set[RowsInFlight] = set()
+        self._rows_in_flight = 0
         self.by_status = [0] * len(Status)
         self.within_budget = 0
         self.decided = [0] * len(Strategy)
@@ -161,7 +175,7 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """How many jobs were entered and not settled yet."""
-        return len(self._in_flight)
+        return len(self._in_flight) + self._rows_in_flight
 
     def enter(self, entry: Entry) -> None:
         """Count a job in."""
@@ -174,7 +188,7 @@ class Ledger:
 
         Thread-safe.
         """
-        with self._beginning:
+        with self.beginning:
             begun = [entry for entry in entries if entry.outcome is None]
             for entry in begun:
                 entry.started = True
@@ -201,7 +215,7 @@ class Ledger:
         if queue is not None:
             queue.discard(entry)
         strategy = entry.strategy
-        latency_ns = self._clock() - entry.arrived_ns
+        latency_ns = self.clock() - entry.arrived_ns
         if reason is None:
             reason = entry.reason
         entry.outcome = outcome = make_outcome(
@@ -227,16 +241,56 @@ class Ledger:
             log_unseen_failure(outcome, traceback=True)
         if entry.done is not None:
             entry.done.set()
-        if not self._in_flight and self.on_idle is not None:
-            self.on_idle()
+        self._check_idle()
         return True
 
-    def evict(self, status: Status, **why: Any) -> None:
+    def _check_idle(self) -> None:
+        if not self._in_flight and not self._rows_in_flight and self.on_idle is not None:
+            self.on_idle()
+
+    def enter_rows(self, rows: RowsInFlight, decided: list[int]) -> None:
+        """Count jobs in columns in, by the strategies that were decided for them."""
+        jobs = sum(decided)
+        self.submitted += jobs
+        self._rows_in_flight += jobs
+        if jobs:
+            self._rows.add(rows)
+        for code, count in enumerate(decided):
+            self.decided[code] += count
+
+    def settle_rows(
+        self,
+        rows: RowsInFlight,
+        status: Status,
+        by_strategy: list[int],
+        latency_ns: int,
+        within_budget: int,
+        reasons: Mapping[str, int],
+    ) -> None:
+        """Count jobs in columns that ended together, by the strategies that ran."""
+        jobs = sum(by_strategy)
+        self._rows_in_flight -= jobs
+        if not rows.pending:
+            self._rows.discard(rows)
+        self.by_status[status.code] += jobs
+        self.within_budget += within_budget
+        self.dropped_by_reason.update(reasons)
+        for code, count in enumerate(by_strategy):
+            self.routed[code] += count
+            if status is Status.COMPLETED and count:
+                self.latency[code].record(latency_ns, count)
+        self._check_idle()
+
+    def evict(
+        self, status: Status, *, reason: str | None = None, error: BaseException | None = None
+    ) -> None:
         """Settle every job that hasn't begun to run, wherever it is."""
-        with self._beginning:
+        with self.beginning:
             for entry in list(self._in_flight):
                 if not entry.started:
-                    self.settle(entry, status, **why)
+                    self.settle(entry, status, reason=reason, error=error)
+            for rows in list(self._rows):
+                rows.evict(status, reason, error)
 
 
 def log_unseen_failure(outcome: Outcome, *, traceback: bool) -> None:

@@ -8,6 +8,9 @@ from collections import OrderedDict
 
 from helixnb._core.lifecycle import Entry
 
+LONG_NS = 1e12
+"""What a job of unknown length counts for in a queue's work."""
+
 
 class Backlog:
     """The one bound on how many jobs wait, over all queues that share it."""
@@ -26,14 +29,20 @@ class Backlog:
 
 
 class JobQueue:
-    """First in, first out; removal from the middle in constant time. Thread-safe."""
+    """First in, first out; removal from the middle in constant time. Thread-safe.
+
+    Attributes
+    ----------
+    work_ns
+        Predicted time of all jobs that wait here.
+    """
 
     __slots__ = ("_backlog", "_entries", "work_ns")
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._entries: OrderedDict[Entry, None] = OrderedDict()
-        self.work_ns = 0
+        self.work_ns = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -50,7 +59,7 @@ class JobQueue:
             self._entries[entry] = None
             entry.queue = self
             self._backlog.waiting += 1
-            self.work_ns += _counted_ns(entry)
+            self.work_ns += min(entry.predicted_ns, LONG_NS)
 
     def discard(self, entry: Entry) -> None:
         """Take a job out, wherever it stands, if it is still here."""
@@ -84,12 +93,8 @@ class JobQueue:
         del self._entries[entry]
         entry.queue = None
         self._backlog.waiting -= 1
-        self.work_ns -= _counted_ns(entry)
-
-
-def _counted_ns(entry: Entry) -> int:
-    """Return a job's share in `work_ns`: whole, so that the sum comes back to 0, and finite."""
-    return int(min(entry.predicted_ns, 1e12))
+        # Sums of floats drift, by less than matters before the queue is empty again.
+        self.work_ns = self.work_ns - min(entry.predicted_ns, LONG_NS) if self._entries else 0.0
 
 
 def batch_release_in_ns(

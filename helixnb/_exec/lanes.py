@@ -84,7 +84,7 @@ class PoolLane(QueueLane):
 
     @property
     def threads_worth(self) -> int:
-        return min(len(self.queue), 1 + self.queue.work_ns // HOP_PAYS_NS)
+        return min(len(self.queue), 1 + int(self.queue.work_ns / HOP_PAYS_NS))
 
     def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
         share = -(-len(self.queue) // sharers)

@@ -18,7 +18,18 @@ Ended = tuple[Entry, Any, BaseException | None]
 
 
 class Work(ABC):
-    """One turn of a worker thread."""
+    """One turn of a worker thread.
+
+    Attributes
+    ----------
+    batched
+        How many jobs it ran in one call as a batch, 0 for none.
+    parallel
+        Whether that call ran on several threads.
+    """
+
+    batched = 0
+    parallel = False
 
     @abstractmethod
     def run(self) -> None:
@@ -69,7 +80,6 @@ class Batch(Chunk):
         super().__init__(ledger, entries)
         self._kernel = kernel
         self._threads = threads
-        self.parallel = False
 
     def run(self) -> None:
         if self._kernel.serial is None:
@@ -78,6 +88,7 @@ class Batch(Chunk):
             self._ended, self.parallel = run_together(
                 self._ledger, self._kernel, self.entries, self._threads
             )
+            self.batched = len(self.entries)
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:

@@ -17,7 +17,7 @@ from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.gil import own_clock, waits
 from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Lease, Slots
-from helixnb._exec.work import Batch, Chunk, Work
+from helixnb._exec.work import Chunk, Work
 
 
 class Workers:
@@ -142,10 +142,9 @@ class Workers:
                 work.fail(error)
             else:
                 work.settle()
-            if isinstance(work, Batch):
-                self.batches += 1
-                self.batched_jobs += len(work.entries)
-                self.parallel_launches += work.parallel
+            self.batches += work.batched > 0
+            self.batched_jobs += work.batched
+            self.parallel_launches += work.parallel
 
     async def _visit(self, lease: Lease) -> None:
         """Let a thread work for as long as there is something to do, then release its slot."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from helixnb._core.lifecycle import Entry
-from helixnb._records import Load
+from helixnb._core.rows import Rows
+from helixnb._records import Job, Load, Strategy
 
 logger = logging.getLogger("helixnb.route")
 
@@ -15,10 +17,20 @@ def log_route(entry: Entry, load: Load) -> None:
 
     ``strategy`` is what was decided; ``executed`` stands in the line too where it differs.
     """
-    if not logger.isEnabledFor(logging.DEBUG):
-        return
-    job = entry.job
-    decided = entry.decision.strategy
+    if logger.isEnabledFor(logging.DEBUG):
+        _log(entry.job, entry.decision.strategy, entry.strategy, entry.reason, load)
+
+
+def log_rows(rows: Rows, job: Callable[[int], Job], load: Load) -> None:
+    """Log how jobs in columns are routed, as `log_route` does; `job` gives each by its position."""
+    if logger.isEnabledFor(logging.DEBUG):
+        strategies = tuple(Strategy)
+        for at in range(len(rows.status)):
+            decided, executed = strategies[rows.decided[at]], strategies[rows.strategy[at]]
+            _log(job(at), decided, executed, rows.reasons[rows.reason[at]], load)
+
+
+def _log(job: Job, decided: Strategy, executed: Strategy, reason: str, load: Load) -> None:
     fields = {
         "job_id": job.id,
         "kind": job.kind,
@@ -28,9 +40,9 @@ def log_route(entry: Entry, load: Load) -> None:
         "strategy": decided.value,
         "cpu_busy": load.cpu_busy,
     }
-    if entry.strategy is not decided:
-        fields["executed"] = entry.strategy.value
-    fields["reason"] = entry.reason
+    if executed is not decided:
+        fields["executed"] = executed.value
+    fields["reason"] = reason
     line = " ".join(f"{name}={value}" for name, value in fields.items())
     try:
         logger.debug("route %s", line, extra=fields)

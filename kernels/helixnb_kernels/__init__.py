@@ -1,5 +1,6 @@
 """Numba kernels that release the GIL, alone and in batches; usable without the router."""
 
+from helixnb_kernels._columns import Columns
 from helixnb_kernels._define import kernel
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._kernel import BatchResult, DerivedKernel, Kernel, warm_up
@@ -22,6 +23,7 @@ __all__ = [
     "MONTE_CARLO",
     "PRIME_COUNT",
     "BatchResult",
+    "Columns",
     "DerivedKernel",
     "Kernel",
     "KernelError",

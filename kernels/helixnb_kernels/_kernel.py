@@ -10,16 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from helixnb_kernels._columns import Columns, convert, gather, join
 from helixnb_kernels._derive import Shape, both_forms
 from helixnb_kernels._errors import KernelError
-from helixnb_kernels._inputs import as_array, as_number, as_vector
+from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
 from helixnb_kernels._jit import compile_once, is_warm, place
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
 
-Array = npt.NDArray[Any]
 Form = Callable[..., Any]
 Progress = Callable[[int, int, str], None]
 
@@ -151,6 +150,21 @@ class Kernel:
             They don't fit; the message says which value, and what is allowed.
         """
         return as_vector(inputs, self._inputs.dtype, "inputs", self._inputs.length)
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """The names of its params, in the declared order."""
+        return tuple(self._params)
+
+    def join_inputs(self, inputs: Sequence[Any]) -> tuple[Array, list[int]]:
+        """Return the inputs of several jobs one after the other, and the number of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Those of some job don't fit; `as_inputs` says which value.
+        """
+        return join(inputs, self._inputs)
 
     def as_params(self, params: Mapping[str, Any]) -> tuple[int | float, ...]:
         """Return a job's params as the numbers that the forms take, in the declared order.
@@ -293,31 +307,82 @@ class Kernel:
         for name, length in lengths.items():
             if length != jobs:
                 raise ValueError(f"{name} must have one element a job, {jobs}, got {length}")
-        flat, offsets = self._gather(inputs)
-        columns = [np.array(costs, np.uint64), np.array(ids, np.uint64)]
-        columns += [
-            np.array([each[k] for each in params], spec.dtype)
-            for k, spec in enumerate(self._params.values())
-        ]
-        given = (*columns, *self._bound)
+        columns = gather(inputs, costs, ids, params, self._inputs, [*self._params.values()])
+        out, failed, parallel = self.run_columns(columns, 0, jobs, threads=threads, weights=weights)
+        values = [row.copy() for row in out] if out.ndim == 2 else out.tolist()
+        return BatchResult(values=values, failed=np.flatnonzero(failed).tolist(), parallel=parallel)
+
+    def as_columns(
+        self,
+        inputs: Any,
+        offsets: Any,
+        compute_cost: Array,
+        job_id: Array,
+        params: Mapping[str, Any] = _NOTHING,
+    ) -> Columns:
+        """Return columns of jobs as the batch forms take them.
+
+        Parameters
+        ----------
+        inputs, offsets
+            Two dimensions, a row a job, and no offsets; or all inputs one after the other, those
+            of job i being ``inputs[offsets[i]:offsets[i + 1]]``.
+        compute_cost, job_id
+            uint64, one element a job.
+        params
+            A column a param.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They don't fit the kernel or each other; the message says which, and what is allowed.
+        """
+        return convert(inputs, offsets, compute_cost, job_id, params, self._inputs, self._params)
+
+    def run_columns(
+        self,
+        columns: Columns,
+        start: int,
+        stop: int,
+        *,
+        threads: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> tuple[Array, Array, bool]:
+        """Run the jobs ``start`` to ``stop - 1`` of `columns` in one call, as `run_batch` does.
+
+        Returns
+        -------
+        values, failed, parallel
+            The value of each job, as an array; 1 for each job that failed, as uint8; whether the
+            parallel form ran.
+
+        Raises
+        ------
+        ValueError
+            The kernel has no batch form.
+        """
+        if self.serial is None or self._returns is None:
+            raise ValueError(f"kernel {self.name} has no batch form: run its jobs solo")
+        jobs = stop - start
+        own = (columns.compute_cost, columns.job_id, *columns.params)
+        given = (*(column[start:stop] for column in own), *self._bound)
         arguments = [given[i] for i in self._order]
+        inputs = columns.inputs[start:stop] if columns.rows else columns.inputs
+        offsets = columns.offsets[start : stop + 1]
         failed = np.zeros(jobs, np.uint8)
-        elements = (self._returns.length,) if self._returns.length is not None else ()
-        out = np.zeros((jobs, *elements), self._returns.dtype)
+        out = self.no_values(jobs)
         with parallel_region(threads if self.can_run_parallel else 1) as granted:
             form = self.parallel if granted and self.parallel is not None else self.serial
             parts = _share(jobs, threads if granted else 1, weights)
-            form(flat, offsets, parts, *arguments, failed, out)
-        values = [row.copy() for row in out] if elements else out.tolist()
-        return BatchResult(values=values, failed=np.flatnonzero(failed).tolist(), parallel=granted)
+            form(inputs, offsets, parts, *arguments, failed, out)
+        return out, failed, granted
 
-    def _gather(self, inputs: Sequence[Array]) -> tuple[Array, Array]:
-        offsets = np.zeros(len(inputs) + 1, np.int64)
-        np.cumsum([len(each) for each in inputs], out=offsets[1:])
-        flat = np.concatenate(inputs) if inputs else np.empty(0, self._inputs.dtype)
-        if self._inputs.length is not None:
-            flat = flat.reshape(len(inputs), self._inputs.length)
-        return flat, offsets
+    def no_values(self, jobs: int) -> Array:
+        """Return an array of zeros for the values of so many jobs, of objects if unknown."""
+        if self._returns is None:
+            return np.full(jobs, None)
+        elements = () if self._returns.length is None else (self._returns.length,)
+        return np.zeros((jobs, *elements), self._returns.dtype)
 
     def check_bound(self) -> None:
         """Raise a `KernelError` if a shared array is missing."""

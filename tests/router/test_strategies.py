@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from numba.core import event
-from support import IN_THREADS, PICKY, Always, Gate, Picky, check_balanced, job, router
+from support import IN_THREADS, PICKY, Always, Gate, Picky, check_balanced, job, router, submit_all
 
 import helixnb
 from helixnb import Decision, JobError, Kernel, Load, RouterConfig, Status, Strategy
@@ -78,7 +78,7 @@ async def test_nothing_compiles_once_the_router_is_open() -> None:
             for strategy in ALL_BUT_DROP:
                 policy.strategy = strategy
                 for kind in r.kernels:
-                    outcomes = await r.submit_many([job(i, kind, [i]) for i in range(200)])
+                    outcomes = await submit_all(r, [job(i, kind, [i]) for i in range(200)])
                     assert all(outcome.status is Status.COMPLETED for outcome in outcomes)
             assert len(compiled.buffer) == before
 
@@ -161,7 +161,7 @@ async def test_never_more_threads_than_slots() -> None:
 
     kernel = Kernel(name="Count", solo=count)
     async with router(kernel, policy=Turns(), cpu_parallelism=3, batch_max_jobs=4) as r:
-        outcomes = await r.submit_many([job(i, "Count") for i in range(90)])
+        outcomes = await submit_all(r, [job(i, "Count") for i in range(90)])
     assert [outcome.value for outcome in outcomes] == list(range(90))
     assert 2 <= most <= 3
     check_balanced(r.stats())
@@ -196,7 +196,7 @@ async def test_a_batch_is_released_by_size() -> None:
         policy=Always(Strategy.BATCH), batch_max_jobs=4, batch_max_delay_ms=60_000
     ) as r:
         with anyio.fail_after(10):
-            outcomes = await r.submit_many([job(i, inputs=[i]) for i in range(8)])
+            outcomes = await submit_all(r, [job(i, inputs=[i]) for i in range(8)])
         assert [o.value for o in outcomes] == [reference.hash_mix([i], 10) for i in range(8)]
         assert (r.stats().batches, r.stats().batched_jobs) == (2, 8)
 
@@ -215,7 +215,7 @@ async def test_batches_are_of_one_kind() -> None:
         policy=Always(Strategy.BATCH), batch_max_jobs=3, batch_max_delay_ms=60_000
     ) as r:
         with anyio.fail_after(10):
-            await r.submit_many([job(i, kind) for i in range(3) for kind in r.kernels])
+            await submit_all(r, [job(i, kind) for i in range(3) for kind in r.kernels])
         assert r.stats().batches == 3
 
 
@@ -226,7 +226,7 @@ async def test_a_large_batch_runs_on_several_threads(parallel_kernels: str) -> N
         policy=Always(Strategy.BATCH), batch_max_jobs=50, parallel_kernels=parallel_kernels
     ) as r:
         jobs = [job(i, "MonteCarlo", [i], compute_cost=250_000) for i in range(50)]
-        outcomes = await r.submit_many(jobs)
+        outcomes = await submit_all(r, jobs)
         stats = r.stats()
     assert stats.batches >= 1
     if parallel_kernels == "never" or stats.threading_layer not in ("tbb", "omp"):
@@ -240,7 +240,7 @@ async def test_a_large_batch_runs_on_several_threads(parallel_kernels: str) -> N
 async def test_a_kernel_that_raises_fails_its_own_job_only(strategy: Strategy) -> None:
     """Each failing job has its own error; its neighbours in a chunk or batch complete."""
     async with router(PICKY, policy=Always(strategy), batch_max_jobs=6) as r:
-        outcomes = await r.submit_many([job(i, "Picky") for i in range(18)])
+        outcomes = await submit_all(r, [job(i, "Picky") for i in range(18)])
     for i, outcome in enumerate(outcomes):
         if i % 3:
             assert outcome.value == i
@@ -344,7 +344,7 @@ async def test_a_batch_call_that_raises_is_run_again_job_by_job() -> None:
 
     kernel = Kernel(name="K", solo=solo, serial=batch, returns="uint64")
     async with router(kernel, policy=Always(Strategy.BATCH), batch_max_jobs=3) as r:
-        outcomes = await r.submit_many([job(i, "K") for i in range(6)])
+        outcomes = await submit_all(r, [job(i, "K") for i in range(6)])
     assert [outcome.value_or(None) for outcome in outcomes] == [0, 10, 20, 30, None, 50]
     assert outcomes[4].status is Status.FAILED
     assert calls == {"batch": 2, "solo": 3}
@@ -381,7 +381,7 @@ async def test_a_batch_holds_no_more_slots_than_numba_has_threads() -> None:
     )
     slots = max_threads() + 3
     async with router(kernel, policy=Always(Strategy.BATCH), cpu_parallelism=slots) as r:
-        await r.submit_many([job(i, "K") for i in range(64)])
+        await submit_all(r, [job(i, "K") for i in range(64)])
     assert busy
     assert max(busy) <= max_threads()
 
@@ -422,7 +422,7 @@ async def test_a_users_kernel_on_every_strategy() -> None:
             for strategy in ALL_BUT_DROP:
                 policy.strategy = strategy
                 jobs = [discounted.job([1.5] * n, rate=0.01 * n) for n in range(40)]
-                outcomes = await r.submit_many(jobs)
+                outcomes = await submit_all(r, jobs)
                 seen.add(tuple(outcome.value for outcome in outcomes))
             assert not compiled.buffer
         assert len(seen) == 1

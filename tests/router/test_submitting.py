@@ -151,7 +151,7 @@ async def test_submit_many_keeps_the_order() -> None:
 
     async with router(policy=Turns()) as r:
         outcomes = await r.submit_many(job(i, inputs=[i]) for i in range(200))
-        assert await r.submit_many([]) == []
+        assert list(await r.submit_many([])) == []
     assert [outcome.job_id for outcome in outcomes] == list(range(200))
     assert [outcome.status is Status.DROPPED for outcome in outcomes] == [
         i % 5 == 4 for i in range(200)

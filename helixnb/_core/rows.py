@@ -1,0 +1,142 @@
+"""The life of jobs in columns: one block of one call, with an element a job in each array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from helixnb._core.lifecycle import Ledger
+from helixnb._records import Status, Strategy
+
+PENDING = 255
+"""The status code of a job that hasn't ended."""
+
+Array = npt.NDArray[Any]
+
+
+class Rows:
+    """Jobs of one kind on their way to their outcomes.
+
+    Used from the router's event loop only, but for `begin`.
+
+    Attributes
+    ----------
+    kind, job_id, latency_budget_ms
+        The jobs' own; no budget is NaN.
+    decided, strategy, reason
+        What was chosen for each job, and how and why it runs: codes, `reason` into `reasons`.
+    reasons
+        What the reason codes mean; shared by all blocks of a call.
+    status
+        Codes of `Status`, or `PENDING`.
+    latency_ns
+        From the call to the outcome.
+    values
+        Of those that completed.
+    errors
+        What the kernel raised for those that failed.
+    pending
+        How many haven't ended.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        kind: str,
+        job_id: Array,
+        latency_budget_ms: Array,
+        decided: Array,
+        reason: Array,
+        reasons: list[str],
+        values: Array,
+        arrived_ns: int,
+        on_settled: Callable[[], object],
+    ) -> None:
+        jobs = len(job_id)
+        self.kind = kind
+        self.job_id = job_id
+        self.latency_budget_ms = latency_budget_ms
+        self.decided = decided
+        self.strategy = decided.copy()
+        self.reason = reason
+        self.reasons = reasons
+        self.values = values
+        self.status = np.full(jobs, PENDING, np.uint8)
+        self.latency_ns = np.zeros(jobs, np.int64)
+        self.errors: dict[int, BaseException] = {}
+        self.pending = jobs
+        self._begun = np.zeros(jobs, bool)
+        self._arrived_ns = arrived_ns
+        self._on_settled = on_settled
+        self._ledger = ledger
+        ledger.enter_rows(self, np.bincount(decided, minlength=len(Strategy)).tolist())
+
+    def reroute(self, rows: Array, strategy: Strategy, reason: str) -> None:
+        """Let some jobs run otherwise than decided."""
+        self.strategy[rows] = strategy.code
+        self.reason[rows] = self._code(reason)
+
+    def _code(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason)
+
+    def begin(self, rows: Array) -> Array:
+        """Mark those of some jobs that a thread begins with, and return them: not those that ended.
+
+        Thread-safe.
+        """
+        with self._ledger.beginning:
+            begun: Array = rows[self.status[rows] == PENDING]
+            self._begun[begun] = True
+        return begun
+
+    def put_back(self, rows: Array) -> None:
+        """Mark jobs as not begun: they will run again, alone."""
+        self._begun[rows] = False
+
+    def complete(self, rows: Array, values: Array) -> None:
+        """Settle some jobs with their values."""
+        waiting = self.status[rows] == PENDING
+        self.values[rows[waiting]] = values[waiting]
+        self.settle(rows[waiting], Status.COMPLETED)
+
+    def fail(self, rows: Array, error: BaseException) -> None:
+        """Settle some jobs with what their kernel, or what should have run them, raised."""
+        rows = rows[self.status[rows] == PENDING]
+        self.errors |= dict.fromkeys(rows.tolist(), error)
+        self.settle(rows, Status.FAILED)
+
+    def settle(self, rows: Array, status: Status, reason: str | None = None) -> None:
+        """End those of some jobs that haven't ended: record how, and count them."""
+        rows = rows[self.status[rows] == PENDING]
+        if not len(rows):
+            return
+        latency_ns = self._ledger.clock() - self._arrived_ns
+        self.status[rows] = status.code
+        self.latency_ns[rows] = latency_ns
+        if reason is not None:
+            self.reason[rows] = self._code(reason)
+        self.pending -= len(rows)
+        within = 0
+        if status is Status.COMPLETED:  # a comparison with NaN is false: no budget is never missed
+            within = len(rows) - int((latency_ns / 1e6 > self.latency_budget_ms[rows]).sum())
+        reasons = {}
+        if status is Status.DROPPED:
+            codes, counts = np.unique(self.reason[rows], return_counts=True)
+            reasons = {self.reasons[code]: int(n) for code, n in zip(codes, counts, strict=True)}
+        by_strategy = np.bincount(self.strategy[rows], minlength=len(Strategy)).tolist()
+        self._ledger.settle_rows(self, status, by_strategy, latency_ns, within, reasons)
+        if not self.pending:
+            self._on_settled()
+
+    def evict(self, status: Status, reason: str | None, error: BaseException | None) -> None:
+        """Settle what hasn't begun to run. The ledger's `beginning` is held."""
+        rows = np.flatnonzero((self.status == PENDING) & ~self._begun)
+        if error is not None:
+            self.fail(rows, error)
+        else:
+            self.settle(rows, status, reason)

@@ -1,0 +1,225 @@
+"""The lane of one call with columns: they are the queue, and a thread takes a piece at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from helixnb._core.queues import Backlog
+from helixnb._core.rows import Rows
+from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
+from helixnb._exec.slots import Lease
+from helixnb._exec.work import Work
+from helixnb_kernels import Columns, Kernel
+
+PIECE_JOBS = 16_384
+"""How many jobs one kernel call takes at most: to settle that many takes the loop under 1 ms."""
+
+ALONE_JOBS = 64
+"""How many jobs that run one by one a thread takes at most."""
+
+Array = npt.NDArray[Any]
+
+
+class Part:
+    """Jobs of one kernel that wait in columns, first in, first out.
+
+    Parameters
+    ----------
+    rows
+        The books of the block that they belong to.
+    positions
+        Where each of them stands in the block.
+    bounded
+        Whether each counts among the waiting jobs of the backlog.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        columns: Columns,
+        predicted_ns: Array,
+        rows: Rows,
+        positions: Array,
+        bounded: Array,
+        backlog: Backlog,
+    ) -> None:
+        self.kernel = kernel
+        self.columns = columns
+        self.rows = rows
+        self.positions = positions
+        self.alone: deque[int] = deque()
+        self._until_ns = np.cumsum(predicted_ns)
+        self._taken = 0
+        self._scale = 1.0
+        self._bounded = np.concatenate(([0], np.cumsum(bounded)))
+        self._backlog = backlog
+        with backlog.lock:
+            backlog.waiting += int(self._bounded[-1])
+
+    @property
+    def left_ns(self) -> float:
+        """Predicted time of what waits, at the pace seen so far."""
+        if self._taken == len(self.positions):
+            return float(len(self.alone))
+        before_ns = self._until_ns[self._taken - 1] if self._taken else 0.0
+        left_ns = max(1.0, self._until_ns[-1] - before_ns)
+        return float(left_ns * self._scale)
+
+    def take(self, sharers: int) -> Work | None:
+        """Take what is worth about a millisecond, or a fair share of less."""
+        if self.alone:
+            some = [self.alone.popleft() for _ in range(min(len(self.alone), ALONE_JOBS))]
+            return Alone(self, some)
+        start = self._taken
+        if start == len(self.positions):
+            return None
+        most = ALONE_JOBS if self.kernel.serial is None else PIECE_JOBS
+        limit_ns = min(CHUNK_NS, max(self.left_ns / sharers, HOP_PAYS_NS)) / self._scale
+        before_ns = self._until_ns[start - 1] if start else 0.0
+        stop = int(np.searchsorted(self._until_ns, before_ns + limit_ns, side="right"))
+        stop = min(max(stop, start + 1), start + most, len(self.positions))
+        self._release(stop)
+        if self.kernel.serial is None:
+            return Alone(self, list(range(start, stop)))
+        live = self.rows.begin(self.positions[start:stop])
+        return Piece(self, start, stop, live=len(live) > 0)
+
+    def _release(self, stop: int) -> None:
+        counted = int(self._bounded[stop] - self._bounded[self._taken])
+        self._taken = stop
+        with self._backlog.lock:
+            self._backlog.waiting -= counted
+
+    def abandon(self) -> None:
+        """Take nothing any more."""
+        self._release(len(self.positions))
+        self.alone.clear()
+
+    def learn(self, start: int, stop: int, computed_ns: int) -> None:
+        """Note how long a piece took, which sets how many jobs the next ones have."""
+        before_ns = self._until_ns[start - 1] if start else 0.0
+        predicted_ns = max(self._until_ns[stop - 1] - before_ns, 1.0)
+        seen = computed_ns / predicted_ns
+        self._scale = max(min(seen, 4 * self._scale), self._scale / 4, 1e-6)
+
+
+class Piece(Work):
+    """Jobs of a part, in one kernel call."""
+
+    def __init__(self, part: Part, start: int, stop: int, *, live: bool) -> None:
+        self._part = part
+        self._start = start
+        self._stop = stop
+        self._live = live
+        self._values: Array | None = None
+        self._failed: Array | None = None
+
+    def run(self) -> None:
+        if not self._live:  # the call was cancelled, or the router closed
+            return
+        part = self._part
+        began_ns = time.thread_time_ns()
+        try:
+            self._values, self._failed, _ = part.kernel.run_columns(
+                part.columns, self._start, self._stop
+            )
+        except BaseException:
+            return  # they run alone, so that only those fail that raise by themselves
+        self.batched = self._stop - self._start
+        part.learn(self._start, self._stop, time.thread_time_ns() - began_ns)
+
+    def settle(self) -> None:
+        if not self._live:
+            return
+        part = self._part
+        positions = part.positions[self._start : self._stop]
+        if self._values is None or self._failed is None:
+            failed = np.arange(len(positions))
+        else:
+            completed = self._failed == 0
+            part.rows.complete(positions[completed], self._values[completed])
+            failed = np.flatnonzero(self._failed)
+        if len(failed):
+            part.rows.put_back(positions[failed])
+            part.alone.extend((self._start + failed).tolist())
+
+    def fail(self, error: BaseException) -> None:
+        self._part.rows.fail(self._part.positions[self._start : self._stop], error)
+
+
+class Alone(Work):
+    """Jobs of a part, one after the other; those that a millisecond doesn't see go back."""
+
+    def __init__(self, part: Part, jobs: list[int]) -> None:
+        self._part = part
+        self._jobs = jobs
+        self._ended: list[tuple[int, Any, BaseException | None]] = []
+        self._left: list[int] = []
+
+    def run(self) -> None:
+        part = self._part
+        columns = part.columns
+        until_ns = time.perf_counter_ns() + CHUNK_NS
+        for at, job in enumerate(self._jobs):
+            if at and time.perf_counter_ns() > until_ns:
+                self._left = self._jobs[at:]
+                return
+            if not len(part.rows.begin(part.positions[job : job + 1])):
+                continue
+            try:
+                value = part.kernel.solo_call(
+                    columns.inputs_of(job),
+                    int(columns.compute_cost[job]),
+                    int(columns.job_id[job]),
+                    tuple(column[job].item() for column in columns.params),
+                )()
+            except BaseException as error:
+                self._ended.append((job, None, error))
+            else:
+                self._ended.append((job, value, None))
+
+    def settle(self) -> None:
+        part = self._part
+        completed = [(job, value) for job, value, error in self._ended if error is None]
+        if completed:
+            values = np.empty((len(completed), *part.rows.values.shape[1:]), part.rows.values.dtype)
+            for i, (_, value) in enumerate(completed):
+                values[i] = value
+            part.rows.complete(part.positions[[job for job, _ in completed]], values)
+        for job, _, error in self._ended:
+            if error is not None:
+                part.rows.fail(part.positions[job : job + 1], error)
+        part.alone.extendleft(reversed(self._left))
+
+    def fail(self, error: BaseException) -> None:
+        self._part.rows.fail(self._part.positions[self._jobs], error)
+
+
+class ColumnLane(Lane):
+    """What waits of one call with columns."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+
+    def due_in_ns(self) -> float:
+        return 0 if any(part.left_ns for part in self._parts) else float("inf")
+
+    @property
+    def threads_worth(self) -> int:
+        return 1 + int(sum(part.left_ns for part in self._parts) / HOP_PAYS_NS)
+
+    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
+        for part in self._parts:
+            if (work := part.take(sharers)) is not None:
+                return work
+        return None
+
+    def abandon(self) -> None:
+        """Let nothing be taken any more: the call is over."""
+        for part in self._parts:
+            part.abandon()
