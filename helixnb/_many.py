@@ -1,7 +1,8 @@
-"""Jobs by the thousand: converted, decided in one pass, and run from their columns."""
+"""Calls with jobs by the thousand: decided on one snapshot, placed, and run from their columns."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,24 +13,21 @@ import numpy as np
 import numpy.typing as npt
 from anyio.lowlevel import checkpoint
 
+from helixnb._blocks import LARGE, SLICE, Block, Turns, checked_blocks
+from helixnb._config import RouterConfig
 from helixnb._core.lifecycle import Ledger
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._decide import decide_static
-from helixnb._errors import JobError, UnknownKindError
 from helixnb._exec.column_lane import ColumnLane, Part
 from helixnb._exec.lanes import Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_rows
 from helixnb._records import Decision, Job, Load, Status, Strategy
-from helixnb.columns import BlockOutcomes, JobBlock, JobColumns, Outcomes, blocks_of
-from helixnb_kernels import Columns, Kernel
-
-SLICE = 1_024
-"""Jobs that are converted, predicted or decided in Python between two turns of the event loop:
-about a millisecond's."""
+from helixnb.columns import BlockOutcomes, JobColumns, Outcomes
+from helixnb_kernels import Kernel
 
 _ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
@@ -37,34 +35,23 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Block:
-    """A block that was checked against its kernel."""
+class _Plan:
+    """What becomes of a call's jobs.
 
-    kernel: Kernel
-    columns: Columns
-    scaling_potential: Array
-    latency_budget_ms: Array
-    predicted_ns: Array
+    Attributes
+    ----------
+    rows
+        The books of each block, not entered yet.
+    dropped
+        Which of a block's jobs are dropped, for each block.
+    queued, inline
+        What waits for threads, and what runs on the event loop.
+    """
 
-    def job(self, at: int) -> Job:
-        """Return one of them as a job."""
-        names = self.kernel.params
-        return Job(
-            id=int(self.columns.job_id[at]),
-            kind=self.kernel.name,
-            inputs=self.columns.inputs_of(at),
-            compute_cost=int(self.columns.compute_cost[at]),
-            scaling_potential=float(self.scaling_potential[at]),
-            latency_budget_ms=_budget(self.latency_budget_ms[at]),
-            params={
-                name: column[at].item()
-                for name, column in zip(names, self.columns.params, strict=True)
-            },
-        )
-
-
-def _budget(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
+    rows: list[Rows]
+    dropped: list[Array]
+    queued: list[Part]
+    inline: list[Part]
 
 
 class Many:
@@ -87,157 +74,190 @@ class Many:
         self._slots = slots
         self._workers = workers
         self._clock = clock
+        self._planners = anyio.CapacityLimiter(1)
 
     async def run(
         self, jobs: JobColumns | Iterable[Job], kernels: Mapping[str, Kernel]
     ) -> Outcomes:
         """Bring jobs to their outcomes; those that haven't ended are cancelled with the caller."""
         arrived_ns = self._clock()
-        if isinstance(jobs, JobColumns):
-            blocks = [await _check(block, kernels) for block in jobs.blocks]
-            order = jobs.order
-        else:
-            parts, order = blocks_of(await _checked(jobs, kernels))
-            blocks = [await _convert(kernels[kind], part) for kind, part in parts.items()]
-        load = Load(cpu_busy=self._slots.busy)
-        codes, decisions = await self._decide(blocks, order, load)
-        # From here to the queues nothing awaits: all jobs meet the same backlog and settings.
+        blocks, order = await checked_blocks(jobs, kernels, Turns(self._clock))
         settled = anyio.Event()
-        call = _Call(self._ledger, blocks, codes, decisions, arrived_ns, settled.set)
-        parts_to_run = call.place(self._settings, self._backlog, order)
-        for rows, block in zip(call.rows, blocks, strict=True):
+
+        def check_settled() -> None:
+            if not any(rows.pending for rows in plan.rows):
+                settled.set()
+
+        new_rows = functools.partial(Rows, self._ledger, arrived_ns, check_settled)
+        plan, load = await self._plan(blocks, order, new_rows)
+        # From here to the queues nothing awaits, so that nobody sees half of it.
+        for rows in plan.rows:
+            rows.enter()
+        for rows, dropped, block in zip(plan.rows, plan.dropped, blocks, strict=True):
+            rows.settle(dropped, Status.DROPPED)
             log_rows(rows, block.job, load)
-        lane = ColumnLane(parts_to_run)
+        lane = ColumnLane(plan.queued)
         self._workers.add(lane)
         try:
             self._workers.look(lane)
-            await call.run_inline()
-            if any(rows.pending for rows in call.rows):
+            for part in plan.inline:
+                await _run_inline(part)
+            if any(rows.pending for rows in plan.rows):
                 await settled.wait()
         except BaseException:
-            for rows in call.rows:
+            for rows in plan.rows:
                 rows.settle(np.arange(len(rows.status)), Status.CANCELLED)
             raise
         finally:
             self._workers.remove(lane)
             lane.abandon()
-        return Outcomes(map(BlockOutcomes, call.rows), order)
+        return Outcomes(map(BlockOutcomes, plan.rows), order)
 
-    async def _decide(
-        self, blocks: Sequence[_Block], order: Array | None, load: Load
+    async def _plan(
+        self, blocks: Sequence[Block], order: Array | None, new_rows: Callable[..., Rows]
+    ) -> tuple[_Plan, Load]:
+        """Decide on one snapshot of load and backlog, and make room in the backlog."""
+        load = Load(cpu_busy=self._slots.busy)
+        bounded = sum(int(block.bounded.sum()) for block in blocks)
+        room = min(max(0, int(self._backlog.capacity) - self._backlog.waiting), bounded)
+        taken = 0
+        new_part = functools.partial(Part, backlog=self._backlog)
+        self._backlog.grow(room)  # so that jobs that come meanwhile don't take it
+        try:
+            config = self._settings.config
+            decide: Callable[[], tuple[Array, list[Decision]]]
+            if not self._settings.is_open:
+                decide = functools.partial(_closed, blocks)
+            elif type(self._policy) is StaticPolicy:
+                decide = functools.partial(_static, blocks, load, config)
+            else:
+                asked = await self._ask_policy(blocks, order, load)
+                decide = lambda: asked  # noqa: E731  # said
+            make = functools.partial(_plan, blocks, order, decide, config, room, new_rows, new_part)
+            if sum(map(len, blocks)) < LARGE:
+                plan = make()
+            else:
+                plan = await anyio.to_thread.run_sync(make, limiter=self._planners)
+            if not self._settings.is_open:
+                decide = functools.partial(_closed, blocks)
+                plan = _plan(blocks, order, decide, config, room, new_rows, new_part)
+            taken = sum(part.bounded for part in plan.queued)
+        finally:
+            self._backlog.grow(taken - room)
+        return plan, load
+
+    async def _ask_policy(
+        self, blocks: Sequence[Block], order: Array | None, load: Load
     ) -> tuple[Array, list[Decision]]:
-        """Return what the policy says of each job, block by block, as positions in a list."""
-        if not self._settings.is_open:
-            return np.zeros(sum(len(block.columns) for block in blocks), np.uint8), [_ROUTER_CLOSED]
-        if type(self._policy) is StaticPolicy and blocks:
-            return decide_static(
-                np.concatenate([block.columns.compute_cost for block in blocks]),
-                np.concatenate([block.scaling_potential for block in blocks]),
-                load,
-                self._settings.config,
-            )
-        jobs = [(block, at) for block in blocks for at in range(len(block.columns))]
+        """Return what a policy of the user's says of each job, as positions in a list."""
+        jobs = [(block, at) for block in blocks for at in range(len(block))]
         codes = np.empty(len(jobs), np.int32)
         known: dict[Decision, int] = {}
         config = self._settings.config
+        turns = Turns(self._clock)
         for i, position in enumerate(range(len(jobs)) if order is None else order.tolist()):
-            if i % SLICE == SLICE - 1:
-                await checkpoint()
+            if i % SLICE == 0:
+                await turns.pass_on()
             block, at = jobs[position]
             decision = self._policy.decide(block.job(at), load, config)
             codes[position] = known.setdefault(decision, len(known))
         return codes, list(known)
 
 
-class _Call:
-    """One call's jobs: the books of each block, and what of it runs on the event loop."""
+def _static(
+    blocks: Sequence[Block], load: Load, config: RouterConfig
+) -> tuple[Array, list[Decision]]:
+    if not blocks:
+        return np.empty(0, np.uint8), []
+    costs = np.concatenate([block.columns.compute_cost for block in blocks])
+    scalings = np.concatenate([block.scaling_potential for block in blocks])
+    return decide_static(costs, scalings, load, config)
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        blocks: Sequence[_Block],
-        codes: Array,
-        decisions: Sequence[Decision],
-        arrived_ns: int,
-        on_settled: Callable[[], object],
-    ) -> None:
-        strategies = np.array([each.strategy.code for each in decisions], np.uint8)
-        reasons = [each.reason for each in decisions]
-        starts = list(itertools.accumulate((len(block.columns) for block in blocks), initial=0))
-        self._blocks = blocks
-        self._starts = starts
-        self._inline: list[Part] = []
-        self.rows = [
-            Rows(
-                ledger,
-                block.kernel.name,
-                block.columns.job_id,
-                block.latency_budget_ms,
-                strategies[codes[start:stop]],
-                codes[start:stop].astype(np.int32),
-                reasons,
-                block.kernel.no_values(len(block.columns)),
-                arrived_ns,
-                lambda: on_settled() if not any(rows.pending for rows in self.rows) else None,
-            )
-            for block, start, stop in zip(blocks, starts, starts[1:], strict=False)
-        ]
 
-    def place(self, settings: Settings, backlog: Backlog, order: Array | None) -> list[Part]:
-        """Settle what is dropped; return what waits for threads, with the rest kept to run here.
+def _closed(blocks: Sequence[Block]) -> tuple[Array, list[Decision]]:
+    return np.zeros(sum(map(len, blocks)), np.uint8), [_ROUTER_CLOSED]
 
-        A job without a budget waits for as long as it takes. One with a budget counts among the
-        waiting jobs, and is dropped where there are too many of them.
-        """
-        config = settings.config
-        for rows, block in zip(self.rows, self._blocks, strict=True):
-            too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
-            if settings.is_open and len(too_large):
-                rows.reroute(too_large, Strategy.DROP, "too_large")
-        self._bound(backlog, order)
-        parts = []
-        for rows, block in zip(self.rows, self._blocks, strict=True):
-            rows.settle(np.flatnonzero(rows.strategy == Strategy.DROP.code), Status.DROPPED)
-            inline = rows.strategy == Strategy.INLINE.code
-            queued = np.flatnonzero(_in_threads(rows.strategy))
-            together = Strategy.CPU_POOL if block.kernel.serial is None else Strategy.BATCH
-            other = queued[(rows.strategy[queued] != together.code)]
-            if together is Strategy.CPU_POOL:  # a batch of such a kernel runs job by job as well
-                other = other[rows.strategy[other] != Strategy.BATCH.code]
-            rows.reroute(other, together, "in_columns")
-            bounded = ~np.isnan(block.latency_budget_ms)
-            if len(queued):
-                parts.append(_part(block, rows, queued, bounded, backlog))
-            if inline.any():
-                self._inline.append(
-                    _part(block, rows, np.flatnonzero(inline), np.zeros_like(bounded), backlog)
-                )
-        return parts
 
-    def _bound(self, backlog: Backlog, order: Array | None) -> None:
-        """Drop the jobs with a budget that find the backlog full, those before them included."""
-        if not self.rows:
-            return
-        bounded = np.concatenate(
-            [_in_threads(rows.strategy) & ~np.isnan(rows.latency_budget_ms) for rows in self.rows]
+def _plan(
+    blocks: Sequence[Block],
+    order: Array | None,
+    decide: Callable[[], tuple[Array, list[Decision]]],
+    config: RouterConfig,
+    room: int,
+    new_rows: Callable[..., Rows],
+    new_part: Callable[..., Part],
+) -> _Plan:
+    """Say what becomes of each job; pure, and so for any thread.
+
+    A job without a budget waits for as long as it takes. One with a budget counts among the
+    waiting jobs, those before it included, and is dropped where there is no `room` for it.
+    """
+    codes, decisions = decide()
+    strategies = np.array([each.strategy.code for each in decisions], np.uint8)
+    reasons = [each.reason for each in decisions]
+    starts = list(itertools.accumulate(map(len, blocks), initial=0))
+    plan = _Plan(rows=[], dropped=[], queued=[], inline=[])
+    for block, start in zip(blocks, starts, strict=False):
+        own = codes[start : start + len(block)]
+        rows = new_rows(
+            kind=block.kernel.name,
+            job_id=block.columns.job_id,
+            latency_budget_ms=block.latency_budget_ms,
+            decided=strategies[own],
+            reason=own.astype(np.int32),
+            reasons=reasons,
+            values=block.kernel.no_values(len(block)),
         )
-        counted = np.flatnonzero(bounded) if order is None else order[bounded[order]]
-        room = max(0, int(backlog.capacity) - backlog.waiting)
-        full = np.sort(counted[room:])
-        for rows, start, stop in zip(self.rows, self._starts, self._starts[1:], strict=False):
-            own = full[np.searchsorted(full, start) : np.searchsorted(full, stop)] - start
-            rows.reroute(own, Strategy.DROP, "queue_full")
+        too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
+        if decisions != [_ROUTER_CLOSED]:
+            rows.reroute(too_large, Strategy.DROP, "too_large")
+        plan.rows.append(rows)
+    for rows, own in zip(plan.rows, _beyond(room, blocks, plan.rows, starts, order), strict=True):
+        rows.reroute(own, Strategy.DROP, "queue_full")
+    for rows, block in zip(plan.rows, blocks, strict=True):
+        plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))
+        inline = np.flatnonzero(rows.strategy == Strategy.INLINE.code)
+        queued = np.flatnonzero(_in_threads(rows.strategy))
+        rows.reroute(*_together(rows, queued, block.kernel), "in_columns")
+        if len(queued):
+            plan.queued.append(new_part(block, rows, queued, block.bounded[queued]))
+        if len(inline):
+            plan.inline.append(new_part(block, rows, inline, np.zeros(len(inline), bool)))
+    return plan
 
-    async def run_inline(self) -> None:
-        """Run the jobs that were decided to run on the event loop, a millisecond at a time."""
-        for part in self._inline:
-            while (work := part.take(1)) is not None:
-                work.run()
-                work.settle()
-                for error in part.rows.errors.values():
-                    if isinstance(error, KeyboardInterrupt):  # someone stops the program
-                        raise error
-                await checkpoint()
+
+def _beyond(
+    room: int,
+    blocks: Sequence[Block],
+    rows: Sequence[Rows],
+    starts: Sequence[int],
+    order: Array | None,
+) -> list[Array]:
+    """Return which of each block's jobs find the backlog full, in the order of all."""
+    counted = [
+        np.flatnonzero(block.bounded & _in_threads(own.strategy)) + start
+        for block, own, start in zip(blocks, rows, starts, strict=False)
+    ]
+    if sum(map(len, counted)) <= room:
+        return [np.empty(0, np.int64) for _ in blocks]
+    everywhere = np.concatenate(counted)
+    if order is not None:
+        bounded = np.zeros(starts[-1], bool)
+        bounded[everywhere] = True
+        everywhere = order[bounded[order]]
+    full = np.sort(everywhere[room:])
+    cuts = np.searchsorted(full, starts)
+    return [
+        full[first:last] - start for first, last, start in zip(cuts, cuts[1:], starts, strict=False)
+    ]
+
+
+def _together(rows: Rows, queued: Array, kernel: Kernel) -> tuple[Array, Strategy]:
+    """Return which jobs run otherwise than decided, and how: those of a kernel share its calls."""
+    strategy = rows.strategy[queued]
+    if kernel.serial is not None:
+        return queued[strategy != Strategy.BATCH.code], Strategy.BATCH
+    return queued[strategy == Strategy.SPAWN.code], Strategy.CPU_POOL
 
 
 def _in_threads(strategy: Array) -> Array:
@@ -245,134 +265,12 @@ def _in_threads(strategy: Array) -> Array:
     return wanted
 
 
-def _part(block: _Block, rows: Rows, positions: Array, bounded: Array, backlog: Backlog) -> Part:
-    everything = len(positions) == len(block.columns)
-    return Part(
-        block.kernel,
-        block.columns if everything else block.columns.take(positions),
-        block.predicted_ns[positions],
-        rows,
-        positions,
-        bounded[positions],
-        backlog,
-    )
-
-
-async def _checked(jobs: Iterable[Job], kernels: Mapping[str, Kernel]) -> list[Job]:
-    """Return jobs as a list, if each is one and of a known kind."""
-    checked = []
-    for i, job in enumerate(jobs):
-        if i % SLICE == SLICE - 1:
-            await checkpoint()
-        if not isinstance(job, Job):
-            raise TypeError(f"job must be a helixnb.Job, got {job!r}")
-        if job.kind not in kernels:
-            raise _unknown(job.kind, kernels)
-        checked.append(job)
-    return checked
-
-
-def _unknown(kind: str, kernels: Mapping[str, Kernel]) -> UnknownKindError:
-    return UnknownKindError(f"kind must be one of {', '.join(kernels) or 'none'}, got {kind!r}")
-
-
-async def _convert(kernel: Kernel, jobs: Sequence[Job]) -> _Block:
-    """Return jobs of one kind as a block.
-
-    Raises
-    ------
-    JobError
-        One doesn't fit the kernel; the message names it.
-    """
-    flat: list[Array] = []
-    lengths: list[int] = []
-    params: list[tuple[int | float, ...]] = []
-    for start in range(0, len(jobs), SLICE):
-        some = jobs[start : start + SLICE]
-        try:
-            joined, own_lengths = kernel.join_inputs([job.inputs for job in some])
-            params += [kernel.as_params(job.params) for job in some]
-        except Exception as error:
-            for job in some:
-                _blame(kernel, job)
-            raise JobError(f"kind {kernel.name}: {error}") from error
-        flat.append(joined)
-        lengths += own_lengths
+async def _run_inline(part: Part) -> None:
+    """Run jobs on the event loop, a millisecond at a time."""
+    while (work := part.take(1)) is not None:
+        work.run()
+        work.settle()
+        for error in part.rows.errors.values():
+            if isinstance(error, KeyboardInterrupt):  # someone stops the program
+                raise error
         await checkpoint()
-    return await _block(
-        kernel,
-        np.concatenate(flat),
-        np.cumsum([0, *lengths]),
-        np.array([job.compute_cost for job in jobs], np.uint64),
-        np.array([job.id for job in jobs], np.uint64),
-        {name: np.array([each[k] for each in params]) for k, name in enumerate(kernel.params)},
-        np.array([job.scaling_potential for job in jobs]),
-        np.array([job.latency_budget_ms for job in jobs], np.float64),  # None becomes NaN
-    )
-
-
-def _blame(kernel: Kernel, job: Job) -> None:
-    try:
-        kernel.as_inputs(job.inputs)
-        kernel.as_params(job.params)
-    except Exception as error:
-        raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
-
-
-async def _check(block: JobBlock, kernels: Mapping[str, Kernel]) -> _Block:
-    """Return a block of the user's, if it fits its kernel."""
-    kernel = kernels.get(block.kind)
-    if kernel is None:
-        raise _unknown(block.kind, kernels)
-    return await _block(
-        kernel,
-        block.inputs,
-        block.offsets,
-        block.compute_cost,
-        block.id,
-        block.params,
-        block.scaling_potential,
-        block.latency_budget_ms,
-    )
-
-
-async def _block(
-    kernel: Kernel,
-    inputs: Array,
-    offsets: Array | None,
-    costs: Array,
-    ids: Array,
-    params: Mapping[str, Any],
-    scaling_potential: Array,
-    latency_budget_ms: Array,
-) -> _Block:
-    try:
-        columns = kernel.as_columns(inputs, offsets, costs, ids, params)
-    except Exception as error:
-        raise JobError(f"kind {kernel.name}: {error}") from error
-    return _Block(
-        kernel=kernel,
-        columns=columns,
-        scaling_potential=scaling_potential,
-        latency_budget_ms=latency_budget_ms,
-        predicted_ns=await _predict(kernel, columns),
-    )
-
-
-async def _predict(kernel: Kernel, columns: Columns) -> Array:
-    """Return how long each job should take alone, in nanoseconds."""
-    lengths = columns.lengths
-    predicted_ns = np.empty(len(columns))
-    for start in range(0, len(columns), SLICE):
-        own = slice(start, start + SLICE)
-        costs, inputs = columns.compute_cost[own].tolist(), lengths[own].tolist()
-        done = 0
-        try:
-            for cost, length in zip(costs, inputs, strict=True):
-                predicted_ns[start + done] = kernel.predict_ns(cost, length)
-                done += 1
-        except Exception as error:  # it is code of the kernel's author
-            job_id = columns.job_id[start + done]
-            raise JobError(f"job {job_id} of kind {kernel.name}: {error}") from error
-        await checkpoint()
-    return predicted_ns

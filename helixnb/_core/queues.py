@@ -27,6 +27,11 @@ class Backlog:
         """Whether a further job has to be dropped."""
         return self.waiting >= self.capacity
 
+    def grow(self, jobs: int) -> None:
+        """Count further jobs that wait, or fewer for a negative number. Thread-safe."""
+        with self.lock:
+            self.waiting += jobs
+
 
 class JobQueue:
     """First in, first out; removal from the middle in constant time. Thread-safe.

@@ -45,6 +45,9 @@ class Rows:
     def __init__(
         self,
         ledger: Ledger,
+        arrived_ns: int,
+        on_settled: Callable[[], object],
+        *,
         kind: str,
         job_id: Array,
         latency_budget_ms: Array,
@@ -52,8 +55,6 @@ class Rows:
         reason: Array,
         reasons: list[str],
         values: Array,
-        arrived_ns: int,
-        on_settled: Callable[[], object],
     ) -> None:
         jobs = len(job_id)
         self.kind = kind
@@ -72,7 +73,11 @@ class Rows:
         self._arrived_ns = arrived_ns
         self._on_settled = on_settled
         self._ledger = ledger
-        ledger.enter_rows(self, np.bincount(decided, minlength=len(Strategy)).tolist())
+
+    def enter(self) -> None:
+        """Count the jobs in."""
+        decided = np.bincount(self.decided, minlength=len(Strategy)).tolist()
+        self._ledger.enter_rows(self, decided)
 
     def reroute(self, rows: Array, strategy: Strategy, reason: str) -> None:
         """Let some jobs run otherwise than decided."""

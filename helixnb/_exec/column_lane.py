@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ from helixnb._exec.slots import Lease
 from helixnb._exec.work import Work
 from helixnb_kernels import Columns, Kernel
 
-PIECE_JOBS = 16_384
-"""How many jobs one kernel call takes at most: to settle that many takes the loop under 1 ms."""
+PIECE_JOBS = 4_096
+"""How many jobs one kernel call takes at most: to settle that many takes the loop 0.3 ms."""
 
 ALONE_JOBS = 64
 """How many jobs that run one by one a thread takes at most."""
@@ -25,13 +25,32 @@ ALONE_JOBS = 64
 Array = npt.NDArray[Any]
 
 
+class Jobs(Protocol):
+    """Jobs of one kernel, in columns."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """What runs them."""
+        ...
+
+    @property
+    def columns(self) -> Columns:
+        """What it takes."""
+        ...
+
+    @property
+    def predicted_ns(self) -> Array:
+        """How long each should take alone."""
+        ...
+
+
 class Part:
     """Jobs of one kernel that wait in columns, first in, first out.
 
     Parameters
     ----------
-    rows
-        The books of the block that they belong to.
+    block, rows
+        What they belong to, and its books.
     positions
         Where each of them stands in the block.
     bounded
@@ -39,27 +58,24 @@ class Part:
     """
 
     def __init__(
-        self,
-        kernel: Kernel,
-        columns: Columns,
-        predicted_ns: Array,
-        rows: Rows,
-        positions: Array,
-        bounded: Array,
-        backlog: Backlog,
+        self, block: Jobs, rows: Rows, positions: Array, bounded: Array, backlog: Backlog
     ) -> None:
-        self.kernel = kernel
-        self.columns = columns
+        self.kernel = block.kernel
+        self.columns = block.columns
         self.rows = rows
         self.positions = positions
         self.alone: deque[int] = deque()
-        self._until_ns = np.cumsum(predicted_ns)
+        self._until_ns = np.cumsum(block.predicted_ns[positions])
         self._taken = 0
         self._scale = 1.0
+        self._whole = len(positions) == len(block.columns)
         self._bounded = np.concatenate(([0], np.cumsum(bounded)))
         self._backlog = backlog
-        with backlog.lock:
-            backlog.waiting += int(self._bounded[-1])
+
+    @property
+    def bounded(self) -> int:
+        """How many count among the waiting jobs."""
+        return int(self._bounded[-1] - self._bounded[self._taken])
 
     @property
     def left_ns(self) -> float:
@@ -92,13 +108,18 @@ class Part:
     def _release(self, stop: int) -> None:
         counted = int(self._bounded[stop] - self._bounded[self._taken])
         self._taken = stop
-        with self._backlog.lock:
-            self._backlog.waiting -= counted
+        self._backlog.grow(-counted)
 
     def abandon(self) -> None:
         """Take nothing any more."""
         self._release(len(self.positions))
         self.alone.clear()
+
+    def cut(self, start: int, stop: int) -> tuple[Columns, int, int]:
+        """Return columns that have some of the jobs in a row, and where in them."""
+        if self._whole:
+            return self.columns, start, stop
+        return self.columns.take(self.positions[start:stop]), 0, stop - start
 
     def learn(self, start: int, stop: int, computed_ns: int) -> None:
         """Note how long a piece took, which sets how many jobs the next ones have."""
@@ -126,7 +147,7 @@ class Piece(Work):
         began_ns = time.thread_time_ns()
         try:
             self._values, self._failed, _ = part.kernel.run_columns(
-                part.columns, self._start, self._stop
+                *part.cut(self._start, self._stop)
             )
         except BaseException:
             return  # they run alone, so that only those fail that raise by themselves
@@ -165,18 +186,19 @@ class Alone(Work):
         part = self._part
         columns = part.columns
         until_ns = time.perf_counter_ns() + CHUNK_NS
-        for at, job in enumerate(self._jobs):
-            if at and time.perf_counter_ns() > until_ns:
-                self._left = self._jobs[at:]
+        for done, job in enumerate(self._jobs):
+            if done and time.perf_counter_ns() > until_ns:
+                self._left = self._jobs[done:]
                 return
+            at = int(part.positions[job])
             if not len(part.rows.begin(part.positions[job : job + 1])):
                 continue
             try:
                 value = part.kernel.solo_call(
-                    columns.inputs_of(job),
-                    int(columns.compute_cost[job]),
-                    int(columns.job_id[job]),
-                    tuple(column[job].item() for column in columns.params),
+                    columns.inputs_of(at),
+                    int(columns.compute_cost[at]),
+                    int(columns.job_id[at]),
+                    tuple(column[at].item() for column in columns.params),
                 )()
             except BaseException as error:
                 self._ended.append((job, None, error))

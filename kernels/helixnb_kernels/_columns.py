@@ -53,9 +53,9 @@ class Columns:
 
     def inputs_of(self, job: int) -> Array:
         """Return the inputs of one job."""
-        if self.rows:
-            return self.inputs[job]
-        return self.inputs[self.offsets[job] : self.offsets[job + 1]]
+        at = job if self.rows else slice(self.offsets[job], self.offsets[job + 1])
+        inputs: Array = self.inputs[at]
+        return inputs
 
     def take(self, jobs: Array) -> Columns:
         """Return some of the jobs, by their positions."""

@@ -1,0 +1,210 @@
+"""Jobs by the thousand, converted and checked against their kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+from anyio.lowlevel import checkpoint
+
+from helixnb._errors import JobError, UnknownKindError
+from helixnb._exec.lanes import CHUNK_NS
+from helixnb._records import Job
+from helixnb.columns import JobBlock, JobColumns, blocks_of
+from helixnb_kernels import Columns, Kernel
+
+Array = npt.NDArray[Any]
+
+LARGE = 16_384
+"""Jobs from which on what NumPy does with them takes a thread: a millisecond and more."""
+
+SLICE = 64
+"""Jobs that are handled in Python between two looks at the clock."""
+
+
+class Turns:
+    """Lets the event loop turn about once a millisecond of work."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._ends_ns = clock() + CHUNK_NS
+
+    async def pass_on(self) -> None:
+        """Let other tasks run, if the turn is over."""
+        if self._clock() > self._ends_ns:
+            await checkpoint()
+            self._ends_ns = self._clock() + CHUNK_NS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """Jobs of one kind that were checked against their kernel, as columns.
+
+    Attributes
+    ----------
+    bounded
+        Whether each has a budget.
+    predicted_ns
+        How long each should take alone.
+    """
+
+    kernel: Kernel
+    columns: Columns
+    scaling_potential: Array
+    latency_budget_ms: Array
+    bounded: Array
+    predicted_ns: Array
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def job(self, at: int) -> Job:
+        """Return one of them as a job."""
+        names = self.kernel.params
+        return Job(
+            id=int(self.columns.job_id[at]),
+            kind=self.kernel.name,
+            inputs=self.columns.inputs_of(at),
+            compute_cost=int(self.columns.compute_cost[at]),
+            scaling_potential=float(self.scaling_potential[at]),
+            latency_budget_ms=_budget(self.latency_budget_ms[at]),
+            params={
+                name: column[at].item()
+                for name, column in zip(names, self.columns.params, strict=True)
+            },
+        )
+
+
+def _budget(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+async def checked_blocks(
+    jobs: JobColumns | Iterable[Job], kernels: Mapping[str, Kernel], turns: Turns
+) -> tuple[list[Block], Array | None]:
+    """Return jobs as blocks, and their order; see `JobColumns`.
+
+    Raises
+    ------
+    JobError
+        One doesn't fit its kernel, or there is none of its kind; the message says which.
+    """
+    if isinstance(jobs, JobColumns):
+        return [await _of_columns(block, kernels, turns) for block in jobs.blocks], jobs.order
+    known: list[Job] = []
+    for i, job in enumerate(jobs):
+        if i % SLICE == 0:
+            await turns.pass_on()
+        if not isinstance(job, Job):
+            raise TypeError(f"job must be a helixnb.Job, got {job!r}")
+        _kernel_of(job.kind, kernels)
+        known.append(job)
+    parts, order = blocks_of(known)
+    return [await _of_jobs(kernels[kind], part, turns) for kind, part in parts.items()], order
+
+
+def _kernel_of(kind: str, kernels: Mapping[str, Kernel]) -> Kernel:
+    kernel = kernels.get(kind)
+    if kernel is None:
+        raise UnknownKindError(f"kind must be one of {', '.join(kernels) or 'none'}, got {kind!r}")
+    return kernel
+
+
+async def _of_columns(block: JobBlock, kernels: Mapping[str, Kernel], turns: Turns) -> Block:
+    kernel = _kernel_of(block.kind, kernels)
+    convert = functools.partial(
+        kernel.as_columns,
+        block.inputs,
+        block.offsets,
+        block.compute_cost,
+        block.id,
+        block.params,
+    )
+    try:
+        if len(block) < LARGE:
+            columns = convert()
+        else:
+            columns = await anyio.to_thread.run_sync(convert)
+    except (TypeError, ValueError) as error:
+        raise JobError(f"kind {kernel.name}: {error}") from error
+    return await _block(kernel, columns, block.scaling_potential, block.latency_budget_ms, turns)
+
+
+async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], turns: Turns) -> Block:
+    flat: list[Array] = []
+    lengths: list[int] = []
+    params: list[tuple[int | float, ...]] = []
+    for start in range(0, len(jobs), SLICE):
+        some = jobs[start : start + SLICE]
+        try:
+            joined, own_lengths = kernel.join_inputs([job.inputs for job in some])
+            params += [kernel.as_params(job.params) for job in some]
+        except (TypeError, ValueError) as error:
+            for job in some:
+                _blame(kernel, job)
+            raise JobError(f"kind {kernel.name}: {error}") from error
+        flat.append(joined)
+        lengths += own_lengths
+        await turns.pass_on()
+    columns = kernel.as_columns(
+        np.concatenate(flat),
+        np.cumsum([0, *lengths]),
+        np.array([job.compute_cost for job in jobs], np.uint64),
+        np.array([job.id for job in jobs], np.uint64),
+        {name: np.array([each[k] for each in params]) for k, name in enumerate(kernel.params)},
+    )
+    return await _block(
+        kernel,
+        columns,
+        np.array([job.scaling_potential for job in jobs]),
+        np.array([job.latency_budget_ms for job in jobs], np.float64),  # None becomes NaN
+        turns,
+    )
+
+
+def _blame(kernel: Kernel, job: Job) -> None:
+    try:
+        kernel.as_inputs(job.inputs)
+        kernel.as_params(job.params)
+    except (TypeError, ValueError) as error:
+        raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
+
+
+async def _block(
+    kernel: Kernel,
+    columns: Columns,
+    scaling_potential: Array,
+    latency_budget_ms: Array,
+    turns: Turns,
+) -> Block:
+    return Block(
+        kernel=kernel,
+        columns=columns,
+        scaling_potential=scaling_potential,
+        latency_budget_ms=latency_budget_ms,
+        bounded=~np.isnan(latency_budget_ms),
+        predicted_ns=await _predict(kernel, columns, turns),
+    )
+
+
+async def _predict(kernel: Kernel, columns: Columns, turns: Turns) -> Array:
+    lengths = columns.lengths
+    predicted_ns = np.empty(len(columns))
+    for start in range(0, len(columns), SLICE):
+        own = slice(start, start + SLICE)
+        costs, inputs = columns.compute_cost[own].tolist(), lengths[own].tolist()
+        done = start
+        try:
+            for cost, length in zip(costs, inputs, strict=True):
+                predicted_ns[done] = kernel.predict_ns(cost, length)
+                done += 1
+        except Exception as error:  # it is code of the kernel's author
+            job_id = columns.job_id[done]
+            raise JobError(f"job {job_id} of kind {kernel.name}: {error}") from error
+        await turns.pass_on()
+    return predicted_ns
