@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -14,6 +13,7 @@ from numba.core import config, sigutils
 
 from helixnb_kernels import _cache
 from helixnb_kernels._errors import KernelError
+from helixnb_kernels._fork import after_fork_in_child
 from helixnb_kernels._jitted import Jitted, allow_compiling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,13 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _warm_lock = threading.Lock()
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _renew_lock() -> None:
     global _warm_lock
     _warm_lock = threading.Lock()  # the thread that may have held the old one isn't here
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def jit(
