@@ -10,16 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from helixnb_kernels._derive import Shape, both_forms
 from helixnb_kernels._errors import KernelError
-from helixnb_kernels._inputs import as_array, as_number, as_vector
+from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
 from helixnb_kernels._jit import compile_once, is_warm, place
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
 
-Array = npt.NDArray[Any]
 Form = Callable[..., Any]
 Progress = Callable[[int, int, str], None]
 

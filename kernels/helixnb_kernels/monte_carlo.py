@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from helixnb_kernels._define import kernel
@@ -37,7 +36,7 @@ _BLOCK = _LANES * _STEPS
 _KEPT = 1 << 15  # draws kept at most, so that scratch memory doesn't grow with the simulations
 
 
-def _jump_table() -> npt.NDArray[np.uint64]:
+def _jump_table() -> UInt64Array:
     """Return what `_STEPS` steps of the generator make of each byte of its state.
 
     A step is linear over GF(2), so many steps are one matrix, and the matrix is eight tables

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import prange
 
 from helixnb_kernels._define import kernel
-from helixnb_kernels._inputs import UInt64Array, as_uint64
+from helixnb_kernels._inputs import Array, UInt64Array, as_uint64
 from helixnb_kernels._jit import compile_once, helper, jit
 from helixnb_kernels._order import order_of
 from helixnb_kernels._threads import max_threads, parallel_is_safe, parallel_region
@@ -30,10 +29,10 @@ _SEGMENT = 1 << 15
 _PERIOD = 3 * 5 * 7 * 11 * 13
 
 
-def _wheel() -> npt.NDArray[np.uint8]:
+def _wheel() -> Array:
     """Return which odd numbers 3, 5, 7, 11 and 13 leave, over the period of that pattern."""
     odd = 2 * np.arange(_PERIOD) + 1
-    left: npt.NDArray[np.bool_] = np.all([odd % p != 0 for p in (3, 5, 7, 11, 13)], axis=0)
+    left: Array = np.all([odd % p != 0 for p in (3, 5, 7, 11, 13)], axis=0)
     return left.astype(np.uint8)
 
 
