@@ -31,9 +31,10 @@ _PERIOD = 3 * 5 * 7 * 11 * 13
 
 def _wheel() -> Array:
     """Return which odd numbers 3, 5, 7, 11 and 13 leave, over the period of that pattern."""
-    odd = 2 * np.arange(_PERIOD) + 1
-    left: Array = np.all([odd % p != 0 for p in (3, 5, 7, 11, 13)], axis=0)
-    return left.astype(np.uint8)
+    left = np.ones(_PERIOD, np.uint8)
+    for p in (3, 5, 7, 11, 13):
+        left[p // 2 :: p] = 0
+    return left
 
 
 _WHEEL = _wheel()
