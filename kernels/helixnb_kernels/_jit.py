@@ -82,9 +82,10 @@ def _interpreted(function: F, arguments: tuple[Any, ...]) -> F:
     return run  # type: ignore[return-value]  # wraps keeps the signature
 
 
-def compile_once(function: Callable[..., Any]) -> None:
+def compile_once(function: F) -> F:
     """Compile `function`, or read it from the disk cache; one that is warm costs nothing.
 
+    Returns what to call: Numba's dispatcher, since `Jitted` in front of it takes 0.15 us a call.
     Afterwards it never compiles again: a call with other types is a ``TypeError``. A callable
     that isn't a result of `jit` is left as it is. Thread-safe. Compiling a parallel form
     initialises Numba's threading layer.
@@ -97,6 +98,14 @@ def compile_once(function: Callable[..., Any]) -> None:
     if isinstance(function, Jitted) and not function.warm:
         with _warm_lock:
             _compile(function)
+    return compiled(function)
+
+
+def compiled(function: F) -> F:
+    """Return Numba's dispatcher where `function` is warm, else `function` itself."""
+    if isinstance(function, Jitted) and function.warm:
+        return cast("F", function.dispatcher)
+    return function
 
 
 def is_warm(function: Callable[..., Any]) -> bool:

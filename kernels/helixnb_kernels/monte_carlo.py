@@ -284,5 +284,4 @@ def monte_carlo_var(inputs: Any, simulations: int, seed: int) -> float:
     if not 1 <= count <= LARGEST_SIMULATIONS:
         raise ValueError(f"simulations must lie in 1 .. 2**40, got {count}")
     seed = as_uint64(seed, "seed")
-    compile_once(_value_at_risk)
-    return float(_value_at_risk(values, np.int64(count), np.uint64(seed)))
+    return float(compile_once(_value_at_risk)(values, np.int64(count), np.uint64(seed)))

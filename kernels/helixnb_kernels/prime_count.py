@@ -244,9 +244,8 @@ def prime_count(n: int, *, threads: int | None = None) -> int:
         raise ValueError(f"threads must be at least 1, got {most}")
     most = min(most, max_threads())
     if limit >= PARALLEL_N and most > 1 and parallel_is_safe():
-        compile_once(_count_parallel)
+        count = compile_once(_count_parallel)
         with parallel_region(most) as granted:
             if granted:  # some parts a thread, since other programs may slow one of them down
-                return int(_count_parallel(np.int64(limit), np.int64(4 * most)))
-    compile_once(_count)
-    return int(_count(np.int64(limit)))
+                return int(count(np.int64(limit), np.int64(4 * most)))
+    return int(compile_once(_count)(np.int64(limit)))
