@@ -9,16 +9,12 @@ from typing import Any
 
 import anyio
 import numpy as np
-import numpy.typing as npt
-from anyio.lowlevel import checkpoint
 
 from helixnb._errors import JobError, UnknownKindError
 from helixnb._exec.lanes import CHUNK_NS
-from helixnb._records import Job
+from helixnb._records import Array, Job
 from helixnb.columns import JobBlock, JobColumns, blocks_of
 from helixnb_kernels import Columns, Kernel
-
-Array = npt.NDArray[Any]
 
 LARGE = 16_384
 """Jobs from which on what NumPy does with them takes a thread: a millisecond and more."""
@@ -37,7 +33,7 @@ class Turns:
     async def pass_on(self) -> None:
         """Let other tasks run, if the turn is over."""
         if self._clock() > self._ends_ns:
-            await checkpoint()
+            await anyio.lowlevel.checkpoint()
             self._ends_ns = self._clock() + CHUNK_NS
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from helixnb._config import RouterConfig
 from helixnb._core.rules import DECISIONS, static_rule
-from helixnb._records import Decision, Load
+from helixnb._records import Array, Decision, Load
 from helixnb_kernels._jit import compile_once, helper, jit
-
-Array = npt.NDArray[Any]
 
 _static_rule = helper(static_rule)
 
@@ -63,8 +58,7 @@ def decide_static(
         Positions in `decisions`, one a job; uint8.
     """
     codes = np.empty(len(compute_cost), np.uint8)
-    compile_once(static_rows)
-    static_rows(
+    compile_once(static_rows)(
         compute_cost,
         scaling_potential,
         load.cpu_busy,

@@ -9,7 +9,6 @@ from contextvars import copy_context
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import Policy
@@ -110,7 +109,7 @@ class Intake:
     async def give_way(self) -> None:
         """Let other tasks run, after a millisecond of submits that didn't wait for anything."""
         self._busy_ns = 0
-        await checkpoint()
+        await anyio.lowlevel.checkpoint()
 
     def enter(self, entry: Entry, *, soon: bool = False) -> None:
         """Decide, enter the job in the books, and put it where it runs.

@@ -6,12 +6,9 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 import numpy as np
-import numpy.typing as npt
-from anyio.lowlevel import checkpoint
 
 from helixnb._blocks import LARGE, SLICE, Block, Turns, checked_blocks
 from helixnb._config import RouterConfig
@@ -25,13 +22,11 @@ from helixnb._exec.lanes import Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_rows
-from helixnb._records import Decision, Job, Load, Status, Strategy
+from helixnb._records import Array, Decision, Job, Load, Status, Strategy
 from helixnb.columns import BlockOutcomes, JobColumns, Outcomes
 from helixnb_kernels import Kernel
 
 _ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -273,4 +268,4 @@ async def _run_inline(part: Part) -> None:
         for error in part.rows.errors.values():
             if isinstance(error, KeyboardInterrupt):  # someone stops the program
                 raise error
-        await checkpoint()
+        await anyio.lowlevel.checkpoint()

@@ -10,9 +10,13 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from helixnb._errors import JobCancelled, JobDropped, JobError
 
 UINT64_MAX = 2**64 - 1
+# Spelt out, since numpy.typing takes half a millisecond to import.
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _Coded(StrEnum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from helixnb._core.lifecycle import Entry, Ledger, log_unseen_failure
 from helixnb._records import Outcome, Status
@@ -14,7 +13,7 @@ from helixnb._records import Outcome, Status
 async def outcome_of(entry: Entry) -> Outcome:
     """Wait until a job has its outcome; a checkpoint in any case."""
     if entry.outcome is not None:
-        await checkpoint()
+        await anyio.lowlevel.checkpoint()
         return entry.outcome
     if entry.done is None:
         entry.done = anyio.Event()

@@ -7,13 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from helixnb._core.rows import Rows
 from helixnb._errors import JobError
-from helixnb._records import Job, Outcome, Status, Strategy
-
-Array = npt.NDArray[Any]
+from helixnb._records import Array, Job, Outcome, Status, Strategy
 
 _STATUSES = tuple(Status)
 _STRATEGIES = tuple(Strategy)

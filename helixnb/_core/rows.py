@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from helixnb._core.lifecycle import Ledger
-from helixnb._records import Status, Strategy
+from helixnb._records import Array, Status, Strategy
 
 PENDING = 255
 """The status code of a job that hasn't ended."""
-
-Array = npt.NDArray[Any]
 
 
 class Rows:

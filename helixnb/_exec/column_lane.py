@@ -7,13 +7,13 @@ from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease
 from helixnb._exec.work import Work
+from helixnb._records import Array
 from helixnb_kernels import Columns, Kernel
 
 PIECE_JOBS = 4_096
@@ -21,8 +21,6 @@ PIECE_JOBS = 4_096
 
 ALONE_JOBS = 64
 """How many jobs that run one by one a thread takes at most."""
-
-Array = npt.NDArray[Any]
 
 
 class Jobs(Protocol):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from helixnb._exec.slots import Slots
 
@@ -90,5 +89,5 @@ async def yield_gil(
                 if naps:
                     settle_done()
                 look_ns = time.perf_counter_ns() + LOOK_NS
-            await checkpoint()
+            await anyio.lowlevel.checkpoint()
             now_ns = time.perf_counter_ns()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
@@ -56,4 +55,4 @@ class InlineLane:
             while self.queue and self._clock() < turn_ends_ns:
                 (entry,) = self.queue.take(1)
                 run_on_loop(self._ledger, entry)
-            await checkpoint()
+            await anyio.lowlevel.checkpoint()

@@ -7,10 +7,9 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
@@ -18,6 +17,9 @@ from helixnb._exec.gil import own_clock, waits
 from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Chunk, Work
+
+if TYPE_CHECKING:  # importing it takes 3 ms
+    from anyio.abc import TaskGroup
 
 
 class Workers:

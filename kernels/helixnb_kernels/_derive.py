@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -74,7 +75,7 @@ class Shape:
         self._solo_types = [(numbers | arrays)[name] for name in arguments]
         self._batch_types = [(columns | arrays)[name] for name in arguments]
 
-    @property
+    @functools.cached_property
     def scalar_signature(self) -> Any:
         """The signature of the scalar function."""
         inputs = [self.inputs.numba(readonly=True), *self._solo_types]
@@ -82,7 +83,7 @@ class Shape:
             return types.void(*inputs, self.returns.numba())
         return self.returns.numba()(*inputs)
 
-    @property
+    @functools.cached_property
     def batch_signature(self) -> Any:
         """The signature of a batch form."""
         return types.void(

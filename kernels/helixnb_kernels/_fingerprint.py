@@ -17,6 +17,8 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 from numba.core.types import Type
 
+from helixnb_kernels._jitted import Jitted
+
 _TRUSTED = frozenset({"builtins", "cmath", "math", "numba", "numpy", "operator"})
 _PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes, np.generic, np.dtype, Type)
 
@@ -49,6 +51,8 @@ class _Digest:
             self.hash.update(b"%d:" % len(content) + content)
 
     def add(self, value: Any) -> None:
+        if isinstance(value, Jitted):
+            value = value.dispatcher
         if isinstance(value, _PLAIN):
             self.write("plain", type(value).__name__, value)
             return

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 UINT64_MAX = 2**64 - 1
-Array = npt.NDArray[Any]
-UInt64Array = npt.NDArray[np.uint64]
+# Spelt out, since numpy.typing takes half a millisecond to import.
+Array = np.ndarray[Any, np.dtype[Any]]
+UInt64Array = np.ndarray[Any, np.dtype[np.uint64]]
 
 _RANGES = {
     "uint64": (0, UINT64_MAX, "0 .. 2**64-1"),
@@ -62,9 +62,7 @@ def as_number(value: Any, dtype: np.dtype[Any], name: str) -> int | float:
     return int(value)
 
 
-def as_vector(
-    values: Any, dtype: np.dtype[Any], name: str, length: int | None = None
-) -> npt.NDArray[Any]:
+def as_vector(values: Any, dtype: np.dtype[Any], name: str, length: int | None = None) -> Array:
     """Return `values` as a contiguous one-dimensional array of `dtype`.
 
     An array that is one already is returned as it is, others are copied once. Integer dtypes
@@ -92,7 +90,7 @@ def as_vector(
     return vector
 
 
-def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> Array:
     what = "numbers" if dtype.kind == "f" else "integers"
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array.array)):
         raise TypeError(f"{name} must be a sequence or array of {what}, got {values!r}")
@@ -108,13 +106,13 @@ def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[
         raise
 
 
-def _from_array(values: npt.NDArray[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+def _from_array(values: Array, dtype: np.dtype[Any], name: str) -> Array:
     if values.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {values.shape}")
     return np.require(as_array(values, dtype, name), requirements=["C", "A"])
 
 
-def as_array(values: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+def as_array(values: Any, dtype: np.dtype[Any], name: str) -> Array:
     """Return `values` as an array of `dtype` and any shape; raises as `as_vector`."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be masked: fill it, or compress it, first")

@@ -15,7 +15,7 @@ from helixnb_kernels._columns import Columns, convert, gather, join
 from helixnb_kernels._derive import Shape, both_forms
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
-from helixnb_kernels._jit import compile_once, is_warm, place
+from helixnb_kernels._jit import compile_once, compiled, is_warm, place
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
 
@@ -260,6 +260,13 @@ class Kernel:
             forms.append(self.parallel)
         return forms
 
+    def use_compiled(self) -> None:
+        """Call what is warm without a detour from now on; `warm_up` does this."""
+        self.needs = tuple(compiled(each) for each in self.needs)
+        self.solo = compiled(self.solo)
+        self.serial = None if self.serial is None else compiled(self.serial)
+        self.parallel = None if self.parallel is None else compiled(self.parallel)
+
     @property
     def can_run_parallel(self) -> bool:
         """Whether the parallel form can run now: there is one, it is warm, and it is safe."""
@@ -490,5 +497,7 @@ def warm_up(
         if progress is not None:
             progress(done, len(pending), name)
         compile_once(form)
+    for kernel in kernels:
+        kernel.use_compiled()
     if progress is not None:
         progress(len(pending), len(pending), "")

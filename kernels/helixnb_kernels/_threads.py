@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import functools
 import logging
-import os
 import threading
 from collections.abc import Iterator
 
 import numba
 from numba.core import config
+
+from helixnb_kernels._fork import after_fork_in_child
 
 logger = logging.getLogger("helixnb.kernels")
 
@@ -114,13 +115,10 @@ def parallel_region(threads: int) -> Iterator[bool]:
         _region.release()
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _renew_lock_and_note_layer() -> None:
     # The threads that may hold locks of the parent aren't here.
     global _region, _forked_under_omp
     _region = threading.Lock()
     if threading_layer() == "omp":
         _forked_under_omp = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -147,5 +147,4 @@ def hash_mix(inputs: Any, rounds: int) -> int:
     """
     values = as_vector(inputs, np.dtype(np.uint64), "inputs")
     count = as_uint64(rounds, "rounds")
-    compile_once(_chain)
-    return int(_chain(values, np.uint64(count)))
+    return int(compile_once(_chain)(values, np.uint64(count)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from helixnb_kernels._define import kernel
@@ -37,7 +36,7 @@ _BLOCK = _LANES * _STEPS
 _KEPT = 1 << 15  # draws kept at most, so that scratch memory doesn't grow with the simulations
 
 
-def _jump_table() -> npt.NDArray[np.uint64]:
+def _jump_table() -> UInt64Array:
     """Return what `_STEPS` steps of the generator make of each byte of its state.
 
     A step is linear over GF(2), so many steps are one matrix, and the matrix is eight tables
@@ -285,5 +284,4 @@ def monte_carlo_var(inputs: Any, simulations: int, seed: int) -> float:
     if not 1 <= count <= LARGEST_SIMULATIONS:
         raise ValueError(f"simulations must lie in 1 .. 2**40, got {count}")
     seed = as_uint64(seed, "seed")
-    compile_once(_value_at_risk)
-    return float(_value_at_risk(values, np.int64(count), np.uint64(seed)))
+    return float(compile_once(_value_at_risk)(values, np.int64(count), np.uint64(seed)))

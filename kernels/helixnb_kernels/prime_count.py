@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import prange
 
 from helixnb_kernels._define import kernel
-from helixnb_kernels._inputs import UInt64Array, as_uint64
+from helixnb_kernels._inputs import Array, UInt64Array, as_uint64
 from helixnb_kernels._jit import compile_once, helper, jit
 from helixnb_kernels._order import order_of
 from helixnb_kernels._threads import max_threads, parallel_is_safe, parallel_region
@@ -30,11 +29,12 @@ _SEGMENT = 1 << 15
 _PERIOD = 3 * 5 * 7 * 11 * 13
 
 
-def _wheel() -> npt.NDArray[np.uint8]:
+def _wheel() -> Array:
     """Return which odd numbers 3, 5, 7, 11 and 13 leave, over the period of that pattern."""
-    odd = 2 * np.arange(_PERIOD) + 1
-    left: npt.NDArray[np.bool_] = np.all([odd % p != 0 for p in (3, 5, 7, 11, 13)], axis=0)
-    return left.astype(np.uint8)
+    left = np.ones(_PERIOD, np.uint8)
+    for p in (3, 5, 7, 11, 13):
+        left[p // 2 :: p] = 0
+    return left
 
 
 _WHEEL = _wheel()
@@ -244,9 +244,8 @@ def prime_count(n: int, *, threads: int | None = None) -> int:
         raise ValueError(f"threads must be at least 1, got {most}")
     most = min(most, max_threads())
     if limit >= PARALLEL_N and most > 1 and parallel_is_safe():
-        compile_once(_count_parallel)
+        count = compile_once(_count_parallel)
         with parallel_region(most) as granted:
             if granted:  # some parts a thread, since other programs may slow one of them down
-                return int(_count_parallel(np.int64(limit), np.int64(4 * most)))
-    compile_once(_count)
-    return int(_count(np.int64(limit)))
+                return int(count(np.int64(limit), np.int64(4 * most)))
+    return int(compile_once(_count)(np.int64(limit)))

@@ -114,15 +114,21 @@ assert monte_carlo_var([2**64 - 1], 50, 3) == reference.monte_carlo_var([2**64 -
 
 
 def test_an_import_does_nothing() -> None:
-    """Importing compiles nothing, starts no thread and leaves the threading layer alone."""
+    """Importing compiles nothing, starts no thread and leaves the threading layer alone.
+
+    Nor does it make Numba's dispatchers, which take time.
+    """
     program = """
-import threading
+import gc, threading
 from numba.core import event
+from numba.core.dispatcher import Dispatcher
 with event.install_recorder("numba:compile") as compiled:
     import helixnb, helixnb_kernels
 assert not compiled.buffer
 assert threading.active_count() == 1
 assert helixnb_kernels.threading_layer() is None
+made = [each for each in gc.get_objects() if issubclass(type(each), Dispatcher)]
+assert not [each for each in made if each.__module__.startswith("helixnb")]
 """
     done = python("-c", program)
     assert done.returncode == 0, done.stderr

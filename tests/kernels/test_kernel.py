@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 from numba import prange
+from numba.core.dispatcher import Dispatcher
 from support import PICKY, Picky
 
 from helixnb_kernels import (
@@ -16,6 +19,7 @@ from helixnb_kernels import (
     parallel_region_is_free,
     warm_up,
 )
+from helixnb_kernels._fork import after_fork_in_child
 from helixnb_kernels._jit import jit
 
 INPUTS = [np.empty(0, np.uint64)] * 3
@@ -95,3 +99,21 @@ def test_warm_up_reports_progress() -> None:
     total = seen[0][1]
     assert [done for done, _, _ in seen] == list(range(total + 1))
     assert {name for _, _, name in seen} == {"HashMix", "Picky", ""}
+
+
+def test_a_form_is_numbas_own_once_it_is_warm() -> None:
+    """Nothing stands between a job and its compiled code, which would cost every call."""
+    warm_up([HASH_MIX])
+    assert isinstance(HASH_MIX.solo, Dispatcher)
+    assert isinstance(HASH_MIX.serial, Dispatcher)
+
+
+def test_what_a_forked_child_calls_is_held_weakly() -> None:
+    """Python drops such callbacks last, so one that was held would keep its module alive."""
+
+    def callback() -> None: ...
+
+    known = weakref.ref(after_fork_in_child(callback))
+    del callback
+    gc.collect()
+    assert known() is None
