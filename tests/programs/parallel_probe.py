@@ -82,7 +82,8 @@ async def route() -> dict[str, Any]:
     ]
     config = RouterConfig(cpu_parallelism=2, batch_max_jobs=len(jobs))
     async with Router(config, policy=Batch()) as router:
-        outcomes = await router.submit_many(jobs)
+        tickets = [router.submit_soon(job) for job in jobs]
+        outcomes = [await ticket.wait() for ticket in tickets]
         stats = router.stats()
     return {
         "right": right([outcome.value for outcome in outcomes]),
