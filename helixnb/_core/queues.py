@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from typing import Any
 
 from helixnb._core.lifecycle import Entry
 
@@ -40,14 +41,17 @@ class JobQueue:
     ----------
     work_ns
         Predicted time of all jobs that wait here.
+    cohort
+        What the callers of the latest jobs share; theirs to say.
     """
 
-    __slots__ = ("_backlog", "_entries", "work_ns")
+    __slots__ = ("_backlog", "_entries", "cohort", "work_ns")
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._entries: OrderedDict[Entry, None] = OrderedDict()
         self.work_ns = 0.0
+        self.cohort: Any = None
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -227,11 +227,15 @@ class ColumnLane(Lane):
         self._parts = parts
 
     def due_in_ns(self) -> float:
-        return 0 if any(part.left_ns for part in self._parts) else float("inf")
+        return 0 if self.work_ns else float("inf")
+
+    @property
+    def work_ns(self) -> float:
+        return sum(part.left_ns for part in self._parts)
 
     @property
     def threads_worth(self) -> int:
-        return 1 + int(sum(part.left_ns for part in self._parts) / HOP_PAYS_NS)
+        return 1 + int(self.work_ns / HOP_PAYS_NS)
 
     def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
         for part in self._parts:

@@ -52,6 +52,11 @@ class Lane(ABC):
 
     @property
     @abstractmethod
+    def work_ns(self) -> float:
+        """Predicted time of all that waits here."""
+
+    @property
+    @abstractmethod
     def threads_worth(self) -> int:
         """How many threads what waits here is worth, if it is due."""
 
@@ -74,6 +79,10 @@ class QueueLane(Lane):
     def __init__(self, backlog: Backlog, ledger: Ledger) -> None:
         self.queue = JobQueue(backlog)
         self._ledger = ledger
+
+    @property
+    def work_ns(self) -> float:
+        return self.queue.work_ns
 
     def due_in_ns(self) -> float:
         return 0 if self.queue else math.inf

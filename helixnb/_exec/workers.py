@@ -14,7 +14,7 @@ import anyio
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.gil import own_clock, waits
-from helixnb._exec.lanes import Lane
+from helixnb._exec.lanes import HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Chunk, Work
 
@@ -95,7 +95,9 @@ class Workers:
 
     def look(self, lane: Lane) -> None:
         """Send threads if there is work in a lane, slots are free, and it is worth it."""
-        if self._slots.idle:
+        if self._slots.idle and not (
+            self._starting and lane.work_ns <= self._starting * HOP_PAYS_NS
+        ):
             due_in_ns = lane.due_in_ns()
             if due_in_ns > 0:
                 self._wake_in(due_in_ns)
