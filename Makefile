@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-table dev clean
+.PHONY: demo test lint docs bench-check bench-table peers dev clean
 
 demo: .venv/demo.done
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -31,6 +31,10 @@ bench-check: .venv/bench.done
 
 bench-table: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python kernel_table.py
+
+# Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
+peers: .venv/peers.done
+	cd asv_bench && ../$(BIN)/python peers.py --write ../docs $(ARGS)
 
 # The checkout itself, editable, with everything that development needs.
 dev: .venv/test.done .venv/lint.done .venv/docs.done
