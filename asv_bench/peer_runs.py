@@ -13,6 +13,7 @@ import inspect
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import numpy as np
 import uvloop
 from aiodataloader import DataLoader
 from batched import BatchProcessor
 from joblib import Parallel, delayed
 
-from helixnb import Job, Router, RouterConfig, StaticPolicy
+from helixnb import Job, JobBlock, JobColumns, Outcomes, Router, RouterConfig, StaticPolicy
 from helixnb.workload import light_mix
 from helixnb_kernels import BUILT_IN, Kernel, parallel_is_safe, warm_up
 
@@ -108,12 +110,15 @@ class Peer:
         Whether it takes the whole list. No job has an end of its own then.
     what
         How it runs them, for the page.
+    prepare
+        Makes what it takes of the list, before the clock runs.
     """
 
     name: str
     open: Opens
     whole: bool
     what: str
+    prepare: Callable[[list[Job]], Any]
 
 
 PEERS: list[Peer] = []
@@ -121,13 +126,14 @@ PEERS: list[Peer] = []
 
 
 def peer(
-    name: str, *, whole: bool = False
+    name: str, *, whole: bool = False, prepare: Callable[[list[Job]], Any] = list
 ) -> Callable[[Callable[[int], AsyncIterator[Any]]], Opens]:
     """Make a row of an async generator of one value; its docstring goes onto the page."""
 
     def add(function: Callable[[int], AsyncIterator[Any]]) -> Opens:
         opens = asynccontextmanager(function)
-        PEERS.append(Peer(name=name, open=opens, whole=whole, what=inspect.getdoc(function) or ""))
+        what = inspect.getdoc(function) or ""
+        PEERS.append(Peer(name=name, open=opens, whole=whole, what=what, prepare=prepare))
         return opens
 
     return add
@@ -259,6 +265,36 @@ async def submit_many(jobs: int) -> AsyncIterator[Whole]:
         yield run
 
 
+def columns_of(jobs: list[Job]) -> JobColumns:
+    """Return the jobs as columns, a block a kind."""
+    positions = defaultdict(list)
+    for i, job in enumerate(jobs):
+        positions[job.kind].append(i)
+    blocks = []
+    for kind, own in positions.items():
+        mine = [jobs[i] for i in own]
+        blocks.append(
+            JobBlock(
+                kind,
+                np.array([v for job in mine for v in job.inputs], np.uint64),
+                offsets=np.cumsum([0, *(len(job.inputs) for job in mine)]),
+                compute_cost=np.array([job.compute_cost for job in mine], np.uint64),
+                scaling_potential=np.array([job.scaling_potential for job in mine]),
+                id=np.array([job.id for job in mine], np.uint64),
+            )
+        )
+    order = np.empty(len(jobs), np.int64)
+    order[np.concatenate(list(positions.values()))] = np.arange(len(jobs))
+    return JobColumns(blocks, order)
+
+
+@peer("helixnb submit_many, columns", whole=True, prepare=columns_of)
+async def submit_columns(jobs: int) -> AsyncIterator[Callable[[JobColumns], Awaitable[Outcomes]]]:
+    """Call `router.submit_many` once, with columns at hand; the answers stay in columns."""
+    async with open_router(jobs) as router:
+        yield router.submit_many
+
+
 # -- Measuring ------------------------------------------------------------------------------------
 
 
@@ -296,22 +332,24 @@ async def measure(peer: Peer, jobs: list[Job], expected: list[Any]) -> Run:
         ended_s[i] = time.perf_counter()
         return answer
 
-    async def all_of(run: Any, jobs: list[Job]) -> list[Any]:
+    async def all_of(run: Any, jobs: Any) -> Any:
         if peer.whole:
-            answers: list[Any] = await run(jobs)
-            return answers
+            return await run(jobs)
         return await asyncio.gather(*(one(run, i, job) for i, job in enumerate(jobs)))
 
     async with peer.open(len(jobs)) as run:
-        await all_of(run, jobs[:WARM_UP_JOBS])
+        await all_of(run, peer.prepare(jobs[:WARM_UP_JOBS]))
+        given = peer.prepare(jobs)
         gc.collect()
         heart = asyncio.create_task(beat(lags_s, stop))
         await asyncio.sleep(0)
         began_s = time.perf_counter()
-        answers = await all_of(run, jobs)
+        answers = await all_of(run, given)
         wall_s = time.perf_counter() - began_s
         stop.set()
         await heart
+    if isinstance(answers, Outcomes):
+        answers = [outcome.value for outcome in answers]
     if answers != expected:
         raise AssertionError(f"{peer.name} gave other answers than solo runs")
     latencies_s = [each - began_s for each in ended_s]

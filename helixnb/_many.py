@@ -262,7 +262,7 @@ def _in_threads(strategy: Array) -> Array:
 
 async def _run_inline(part: Part) -> None:
     """Run jobs on the event loop, a millisecond at a time."""
-    while (work := part.take(1)) is not None:
+    while (work := part.take(1, gather=False)) is not None:
         work.run()
         work.settle()
         for error in part.rows.errors.values():

@@ -239,26 +239,28 @@ class _Draft:
 
 
 def make_outcome(
-    job: Job,
+    job_id: int,
+    kind: str,
     status: Status,
     decided: Strategy,
     strategy: Strategy,
     reason: str,
-    latency_ns: int,
+    latency_ms: float,
+    latency_budget_ms: float | None,
     value: Any,
-    error: BaseException | None,
-    retry_after_s: float | None,
+    error: BaseException | None = None,
+    retry_after_s: float | None = None,
 ) -> Outcome:
     """Return an outcome, in a sixth of the time that its guarded constructor takes (2.2 us)."""
     draft: Any = _Draft()
-    draft.job_id = job.id
-    draft.kind = job.kind
+    draft.job_id = job_id
+    draft.kind = kind
     draft.status = status
     draft.decided = decided
     draft.strategy = strategy
     draft.reason = reason
-    draft.latency_ms = latency_ns / 1e6
-    draft.latency_budget_ms = job.latency_budget_ms
+    draft.latency_ms = latency_ms
+    draft.latency_budget_ms = latency_budget_ms
     draft.error = error
     draft.retry_after_s = retry_after_s
     draft._value = value  # noqa: SLF001  # of this module's own class

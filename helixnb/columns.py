@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -10,7 +11,7 @@ import numpy as np
 
 from helixnb._core.rows import Rows
 from helixnb._errors import JobError
-from helixnb._records import Array, Job, Outcome, Status, Strategy
+from helixnb._records import Array, Job, Outcome, Status, Strategy, make_outcome
 
 _STATUSES = tuple(Status)
 _STRATEGIES = tuple(Strategy)
@@ -213,32 +214,35 @@ class BlockOutcomes:
         completed: Array = self.status == Status.COMPLETED.code
         return completed
 
-    def outcome(self, position: int) -> Outcome:
-        """Return the outcome of one job, by its position in the block."""
-        rows = self._rows
-        status = _STATUSES[rows.status[position]]
-        value = None
-        if status is Status.COMPLETED:
-            value = rows.values[position]
-            if isinstance(value, np.ndarray):
-                value = value.copy()
-            elif rows.values.dtype != object:
-                value = value.item()
-        budget = float(rows.latency_budget_ms[position])
-        error = rows.errors.get(position)
-        return Outcome(
-            job_id=int(rows.job_id[position]),
-            kind=rows.kind,
-            status=status,
-            decided=_STRATEGIES[rows.decided[position]],
-            strategy=_STRATEGIES[rows.strategy[position]],
-            reason=rows.reasons[rows.reason[position]],
-            latency_ms=float(self.latency_ms[position]),
-            latency_budget_ms=None if math.isnan(budget) else budget,
-            error=error,
-            _value=value,
-            _traceback=None if error is None else error.__traceback__,
+    def outcomes(self, start: int, stop: int) -> Iterator[Outcome]:
+        """Make the outcomes of some jobs in a row, by their positions in the block."""
+        own = slice(start, stop)
+        values = self.values[own]
+        columns = (
+            self._rows.job_id[own].tolist(),
+            self.status[own].tolist(),
+            self.decided[own].tolist(),
+            self.strategy[own].tolist(),
+            self.reason[own].tolist(),
+            self.latency_ms[own].tolist(),
+            self._rows.latency_budget_ms[own].tolist(),
+            (row.copy() for row in values) if values.ndim > 1 else values.tolist(),
         )
+        for at, (job_id, code, decided, strategy, reason, latency_ms, budget, value) in enumerate(
+            zip(*columns, strict=True), start
+        ):
+            yield make_outcome(
+                job_id,
+                self.kind,
+                _STATUSES[code],
+                _STRATEGIES[decided],
+                _STRATEGIES[strategy],
+                self.reasons[reason],
+                latency_ms,
+                None if math.isnan(budget) else budget,
+                value if code == Status.COMPLETED.code else None,
+                self.errors.get(at),
+            )
 
 
 class Outcomes(Sequence[Outcome]):
@@ -284,10 +288,15 @@ class Outcomes(Sequence[Outcome]):
         if self._order is not None:
             at = int(self._order[at])
         block = int(np.searchsorted(self._starts, at, side="right")) - 1
-        return self._list[block].outcome(at - int(self._starts[block]))
+        position = at - int(self._starts[block])
+        return next(self._list[block].outcomes(position, position + 1))
 
     def __iter__(self) -> Iterator[Outcome]:
-        return (self[i] for i in range(len(self)))
+        made = itertools.chain.from_iterable(block.outcomes(0, len(block)) for block in self._list)
+        if self._order is None:
+            return made
+        outcomes = list(made)
+        return (outcomes[i] for i in self._order.tolist())
 
     def __repr__(self) -> str:
         counts = np.bincount(self.status, minlength=len(Status))

@@ -214,17 +214,19 @@ class Ledger:
         queue = entry.queue  # read once: a worker thread may be taking the job out
         if queue is not None:
             queue.discard(entry)
-        strategy = entry.strategy
+        job, strategy = entry.job, entry.strategy
         latency_ns = self.clock() - entry.arrived_ns
         if reason is None:
             reason = entry.reason
         entry.outcome = outcome = make_outcome(
-            entry.job,
+            job.id,
+            job.kind,
             status,
             entry.decision.strategy,
             strategy,
             reason,
-            latency_ns,
+            latency_ns / 1e6,
+            job.latency_budget_ms,
             value,
             error,
             retry_after_s,

@@ -19,6 +19,10 @@ from helixnb_kernels import Columns, Kernel
 PIECE_JOBS = 4_096
 """How many jobs one kernel call takes at most: to settle that many takes the loop 0.3 ms."""
 
+GATHER_JOBS, GATHER_NS = 64, 10_000_000
+"""Where a millisecond has fewer jobs than this, a call takes up to so many, and up to so long: few
+jobs side by side gain little from sharing it."""
+
 ALONE_JOBS = 64
 """How many jobs that run one by one a thread takes at most."""
 
@@ -84,8 +88,16 @@ class Part:
         left_ns = max(1.0, self._until_ns[-1] - before_ns)
         return float(left_ns * self._scale)
 
-    def take(self, sharers: int) -> Work | None:
-        """Take what is worth about a millisecond, or a fair share of less."""
+    def take(self, sharers: int, *, gather: bool = True) -> Work | None:
+        """Take what is worth about a millisecond, or a fair share of less.
+
+        Parameters
+        ----------
+        sharers
+            How many threads are about to take, this one included.
+        gather
+            Take longer where that millisecond has few jobs.
+        """
         if self.alone:
             some = [self.alone.popleft() for _ in range(min(len(self.alone), ALONE_JOBS))]
             return Alone(self, some)
@@ -94,14 +106,21 @@ class Part:
             return None
         most = ALONE_JOBS if self.kernel.serial is None else PIECE_JOBS
         limit_ns = min(CHUNK_NS, max(self.left_ns / sharers, HOP_PAYS_NS)) / self._scale
-        before_ns = self._until_ns[start - 1] if start else 0.0
-        stop = int(np.searchsorted(self._until_ns, before_ns + limit_ns, side="right"))
+        stop = self._reach(limit_ns)
+        if stop < start + GATHER_JOBS and gather:
+            limit_ns = min(GATHER_NS, max(self.left_ns / sharers, HOP_PAYS_NS)) / self._scale
+            stop = min(self._reach(limit_ns), start + GATHER_JOBS)
         stop = min(max(stop, start + 1), start + most, len(self.positions))
         self._release(stop)
         if self.kernel.serial is None:
             return Alone(self, list(range(start, stop)))
         live = self.rows.begin(self.positions[start:stop])
         return Piece(self, start, stop, live=len(live) > 0)
+
+    def _reach(self, limit_ns: float) -> int:
+        """Return up to where the jobs that come next are predicted to take so long."""
+        before_ns = self._until_ns[self._taken - 1] if self._taken else 0.0
+        return int(np.searchsorted(self._until_ns, before_ns + limit_ns, side="right"))
 
     def _release(self, stop: int) -> None:
         counted = int(self._bounded[stop] - self._bounded[self._taken])
