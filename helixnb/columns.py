@@ -12,6 +12,7 @@ import numpy as np
 from helixnb._core.rows import Rows
 from helixnb._errors import JobError
 from helixnb._records import Array, Job, Outcome, Status, Strategy, make_outcome
+from helixnb_kernels._inputs import as_vector
 
 _STATUSES = tuple(Status)
 _STRATEGIES = tuple(Strategy)
@@ -99,7 +100,13 @@ class JobBlock:
         return f"<JobBlock {self.kind}: {len(self)} jobs>"
 
     def _integers(self, name: str, values: Any, jobs: int) -> Array:
-        column = np.asarray(values)
+        if isinstance(values, (list, tuple)):  # of which NumPy would make floats above 2**63
+            try:
+                column = as_vector(values, np.dtype(np.uint64), name)
+            except (TypeError, ValueError) as error:
+                raise JobError(f"{self.kind}: {error}") from error
+        else:
+            column = np.asarray(values)
         if column.dtype.kind not in "ui":
             raise JobError(f"{self.kind}: {name} must have an integer dtype, got {column.dtype}")
         if column.dtype.kind == "i":

@@ -92,9 +92,11 @@ def as_vector(values: Any, dtype: np.dtype[Any], name: str, length: int | None =
 
 def _from_sequence(values: Any, dtype: np.dtype[Any], name: str) -> Array:
     what = "numbers" if dtype.kind == "f" else "integers"
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array.array)):
-        raise TypeError(f"{name} must be a sequence or array of {what}, got {values!r}")
-    items = list(values)
+    if type(values) is not list:  # which needn't be asked at length
+        if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array.array)):
+            raise TypeError(f"{name} must be a sequence or array of {what}, got {values!r}")
+        values = list(values)
+    items = values
     plain = {int} if dtype.kind in "ui" else {int, float}
     if not set(map(type, items)) <= plain:
         items = [as_number(item, dtype, f"{name}[{i}]") for i, item in enumerate(items)]

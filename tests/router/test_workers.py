@@ -1,0 +1,156 @@
+"""Worker threads: what they take at once, and their turn at the GIL."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+from support import Always, Gate, check_balanced, job, router, submit_all
+
+from helixnb import Kernel, Strategy
+from helixnb._exec.gil import own_clock, waits
+from helixnb_kernels import HASH_MIX, warm_up
+
+pytestmark = pytest.mark.anyio
+
+
+def counting(name: str, calls: list[str]) -> Kernel:
+    """Return a kernel that notes how it is called."""
+
+    def solo(inputs: Any, compute_cost: int, job_id: int) -> int:
+        calls.append(f"{name} alone")
+        return job_id
+
+    def serial(
+        inputs: Any, offsets: Any, parts: Any, costs: Any, ids: Any, failed: Any, out: Any
+    ) -> None:
+        calls.append(f"{name} {len(ids)}")
+        out[:] = ids
+
+    return Kernel(name=name, solo=solo, serial=serial, returns="uint64")
+
+
+async def test_many_jobs_of_a_kernel_share_a_call_in_a_chunk() -> None:
+    """A few run one by one, and each kind is on its own; the answers are each job's."""
+    calls: list[str] = []
+    gate = Gate()
+    policy = Always(Strategy.SPAWN)
+    kernels = [gate.kernel, counting("Many", calls), counting("Few", calls)]
+    async with router(*kernels, policy=policy, cpu_parallelism=1) as r:
+        r.submit_soon(job(0, "Gate"))
+        await gate.begun()
+        policy.strategy = Strategy.CPU_POOL
+        jobs = [job(i, "Few" if i % 10 == 0 else "Many", compute_cost=1) for i in range(50)]
+        tickets = [r.submit_soon(each) for each in jobs]
+        gate.open()
+        assert [(await ticket.wait()).value for ticket in tickets] == list(range(50))
+        assert r.stats().batches == 0
+    assert sorted(calls) == ["Few alone"] * 5 + ["Many 45"]
+    check_balanced(r.stats())
+
+
+async def test_a_thread_goes_on_while_there_is_work() -> None:
+    """It serves spawned, pooled and batched jobs in one visit, without a hop for each."""
+    threads: list[int] = []
+
+    def where(inputs: Any, compute_cost: int, job_id: int) -> int:
+        threads.append(threading.get_ident())
+        return job_id
+
+    gate = Gate()
+    kernel = Kernel(name="Where", solo=where, ns_per_work=1e5)
+    policy = Always(Strategy.SPAWN)
+    async with router(gate.kernel, kernel, policy=policy, cpu_parallelism=1) as r:
+        r.submit_soon(job(0, "Gate"))
+        await gate.begun()
+        tickets = []
+        for policy.strategy in (Strategy.CPU_POOL, Strategy.SPAWN, Strategy.BATCH):
+            tickets += [r.submit_soon(job(i, "Where")) for i in range(20)]
+        gate.open()
+        for ticket in tickets:
+            await ticket.wait()
+    assert len(threads) == 60
+    assert len(set(threads)) == 1
+
+
+async def test_callers_that_share_an_event_each_wait_for_their_own_job() -> None:
+    """Jobs that were to be taken together may be taken apart, cancelled or run in any order."""
+    gate = Gate(ns_per_work=1.0)
+    blocker = Gate("Blocker")
+    policy = Always(Strategy.SPAWN)
+    async with router(gate.kernel, blocker.kernel, policy=policy) as r:
+        for i in range(2):
+            r.submit_soon(job(i, "Blocker"))
+        await blocker.begun(2)
+        policy.strategy = Strategy.CPU_POOL
+        values: list[int] = []
+
+        async def submit(number: int) -> None:
+            values.append((await r.submit(job(number, "Gate"))).value)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(60):
+                tasks.start_soon(submit, number)
+            with anyio.move_on_after(0.01) as scope:
+                await submit(99)
+            assert scope.cancelled_caught
+            blocker.open()
+            await gate.begun(1)
+            policy.strategy = Strategy.INLINE
+            gate.open()
+            await submit(100)
+    assert sorted(values) == [*range(60), 100]
+    check_balanced(r.stats())
+
+
+async def test_leaving_frees_the_sockets() -> None:
+    """However a router ends, it leaves no file descriptor behind; warnings are errors here."""
+    for _ in range(3):
+        async with router(policy=Always(Strategy.CPU_POOL)) as r:
+            await submit_all(r, [job(i) for i in range(10)])
+        assert r._workers._receiver.fileno() == -1
+        assert r._workers._sender.fileno() == -1
+
+
+def test_a_thread_that_stands_still_is_told_from_one_that_computes() -> None:
+    """By its CPU clock; one without a clock may always wait, one that has ended never does."""
+    warm_up([HASH_MIX])
+    clocks: dict[str, int | None] = {}
+    stop = threading.Event()
+
+    def compute() -> None:
+        clocks["computes"] = own_clock()
+        inputs = HASH_MIX.as_inputs([1])
+        while not stop.is_set():
+            HASH_MIX.solo(inputs, 64 * 1_000_000, 1)
+
+    def stand() -> None:
+        clocks["stands"] = own_clock()
+        stop.wait()
+
+    def end() -> None:
+        clocks["ended"] = own_clock()
+
+    threads = [threading.Thread(target=each) for each in (compute, stand, end)]
+    for thread in threads:
+        thread.start()
+    threads[2].join()
+    deadline = time.monotonic() + 10
+    while len(clocks) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    try:
+        assert waits(None)
+        if own_clock() is None:
+            pytest.skip("this platform has no clocks of other threads")
+        assert all(waits(clocks["stands"]) for _ in range(20))
+        assert not waits(clocks["ended"])
+        # A CPU may be busy with something else, but not for ever.
+        while waits(clocks["computes"]):
+            assert time.monotonic() < deadline
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
