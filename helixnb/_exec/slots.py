@@ -8,27 +8,31 @@ import anyio
 
 
 class Lease:
-    """One slot or several, held until `Slots.release`.
+    """The hold of one worker thread on slots.
 
     Attributes
     ----------
     size
-        How many slots are held, and so on how many threads the holder may compute.
+        How many slots are held, and so on how many threads the holder may compute; 0 for none.
     begun
         Whether its thread has begun.
+    wanted
+        Held; released to wake the thread, which has slots again then.
     """
 
-    __slots__ = ("begun", "size")
+    __slots__ = ("begun", "size", "wanted")
 
     def __init__(self) -> None:
-        self.size = 1
+        self.size = 0
         self.begun = False
+        self.wanted = threading.Lock()
+        self.wanted.acquire()
 
 
 class Slots:
     """CPU slots, over all strategies.
 
-    Must be created on the event loop. `shrink` and `extend` are for worker threads too.
+    Must be created on the event loop. `extend`, `shrink` and `release` are for worker threads too.
     """
 
     def __init__(self, total: int) -> None:
@@ -53,14 +57,12 @@ class Slots:
         with self._lock:
             self.total = total
 
-    def take_nowait(self) -> Lease | None:
-        """Take a slot if one is free."""
+    def take(self, lease: Lease) -> None:
+        """Take a slot, if `idle` is more than 0, for a lease that has none."""
         with self._lock:
-            if self.busy >= self.total:
-                return None
             self.busy += 1
+            lease.size = 1
         self._taken.set()
-        return Lease()
 
     def extend(self, lease: Lease, extras: int) -> None:
         """Add up to `extras` slots to a lease, as many as are free now.
@@ -79,6 +81,7 @@ class Slots:
             lease.size = 1
 
     def release(self, lease: Lease) -> None:
-        """Give all slots of a lease back, once the thread that used them has ended."""
+        """Give all slots of a lease back, once its thread uses them no more."""
         with self._lock:
             self.busy -= lease.size
+            lease.size = 0

@@ -1,4 +1,4 @@
-"""Worker threads: one hop out, work from the lanes as long as there is some, one hop back."""
+"""Worker threads: one hop out, then work from the lanes as long as there is some."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from helixnb._exec.work import Chunk, Work
 if TYPE_CHECKING:  # importing it takes 3 ms
     from anyio.abc import TaskGroup
 
+LINGER_S = 0.002
+"""How long a thread waits for more work before it ends: to wake it takes half of a hop's 0.1 ms, on
+both sides, and the batch that gathers meanwhile comes within that."""
+
 
 class Workers:
     """Runs what waits in the lanes, in threads that hold a slot each.
 
-    A thread goes round the lanes and ends when nothing is due. It hands over what is done on the
-    way, and wakes the event loop through a socket, which is what anyio offers for a thread that
+    A thread goes round the lanes until nothing is due, and lingers. It hands over what is done on
+    the way, and wakes the event loop through a socket, which is what anyio offers for a thread that
     shall not wait for the loop. A caller that is cancelled leaves threads alone: they can't be
-    stopped, and a slot is free only when its thread has ended.
+    stopped, and a slot is free only when its thread has done what it had in hand.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Workers:
         self._done: deque[tuple[Work, BaseException | None]] = deque()
         self._awake = False
         self._clocks: dict[Lease, int | None] = {}
+        self._lingering: list[Lease] = []
         self._alarm = anyio.Event()
         self._alarm_ns = math.inf
         # The lease is what bounds the threads; anyio's own limiter would count them twice.
@@ -81,17 +86,26 @@ class Workers:
 
     def spawn(self, entry: Entry) -> bool:
         """Send a thread with a job; returns whether a slot was free."""
-        lease = self._slots.take_nowait()
-        if lease is None:
-            return False
-        self._spawned.push(entry)
-        self._start(lease)
+        with self._taking:
+            if not self._slots.idle:
+                return False
+            self._spawned.push(entry)
+            lease = self._engage()
+        self._send(lease)
         return True
 
-    def _start(self, lease: Lease) -> None:
-        with self._taking:
-            self._starting += 1
-        self._tasks.start_soon(self._supervise, self._visit, lease)
+    def _engage(self) -> Lease:
+        """Take a slot for a thread: one that lingers, or another. `_taking` is held."""
+        lease = self._lingering.pop() if self._lingering else Lease()
+        self._slots.take(lease)
+        self._starting += 1
+        return lease
+
+    def _send(self, lease: Lease) -> None:
+        if lease.begun:
+            lease.wanted.release()
+        else:
+            self._tasks.start_soon(self._supervise, self._visit, lease)
 
     def look(self, lane: Lane) -> None:
         """Send threads if there is work in a lane, slots are free, and it is worth it."""
@@ -103,10 +117,15 @@ class Workers:
                 self._wake_in(due_in_ns)
                 return
             while self._starting < lane.threads_worth:
-                lease = self._slots.take_nowait()
-                if lease is None:
-                    return
-                self._start(lease)
+                with self._taking:
+                    if not self._slots.idle:
+                        return
+                    lease = self._engage()
+                self._send(lease)
+
+    def one_waits(self) -> bool:
+        """Tell whether a thread is on its way, or stands still in the middle of its work."""
+        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
 
     def look_around(self) -> None:
         """Look at all lanes: slots came free, or settings have changed."""
@@ -137,6 +156,7 @@ class Workers:
             self._receiver.recv(64)
             self._awake = False
             self.settle_done()
+            self.look_around()  # a slot may have come free
 
     def settle_done(self) -> None:
         """Settle what threads have handed over."""
@@ -151,13 +171,13 @@ class Workers:
             self.parallel_launches += work.parallel
 
     async def _visit(self, lease: Lease) -> None:
-        """Let a thread work for as long as there is something to do, then release its slot."""
+        """Let a thread work for as long as there is something to do."""
         try:
             await anyio.to_thread.run_sync(self._work_through, lease, limiter=self._unbounded)
         except Exception as error:
             if lease.begun:
                 raise  # a fault of our own
-            work = self._next(lease)  # no thread could be started
+            work = self._take(lease)  # no thread could be started
             if work is not None:
                 work.fail(error)
         finally:
@@ -172,8 +192,27 @@ class Workers:
 
     def _work_through(self, lease: Lease) -> None:
         lease.begun = True
-        self._clocks[lease] = own_clock()
-        work = self._next(lease, starting=True)
+        clock = own_clock()
+        while True:
+            self._clocks[lease] = clock
+            try:
+                self._serve(lease)
+            finally:
+                del self._clocks[lease]
+            if not lease.wanted.acquire(timeout=LINGER_S):
+                with self._taking:
+                    if lease in self._lingering:
+                        self._lingering.remove(lease)
+                        return
+                lease.wanted.acquire()  # somebody has just taken the thread on
+
+    def _serve(self, lease: Lease) -> None:
+        """Do what is due, then linger: the slot is free from then on."""
+        with self._taking:
+            self._starting -= 1
+            work = self._take(lease)
+            if work is None:
+                self._linger(lease)
         while work is not None:
             error = None
             try:
@@ -182,27 +221,33 @@ class Workers:
                 error = caught
             self._slots.shrink(lease)
             self._done.append((work, error))
-            work = self._next(lease)
-            if work is not None and not self._awake:
-                self._awake = True
-                self._sender.send(b"\0")
-        del self._clocks[lease]
+            with self._taking:
+                work = self._take(lease)
+                if work is None:
+                    self._linger(lease)
+            self._wake_loop()
 
-    def one_waits(self) -> bool:
-        """Tell whether a thread is on its way, or stands still in the middle of its work."""
-        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
+    def _linger(self, lease: Lease) -> None:
+        self._slots.release(lease)
+        self._lingering.append(lease)
 
-    def _next(self, lease: Lease, *, starting: bool = False) -> Work | None:
-        """Take work for a thread, from each lane in turn; None if there is none, or no slot."""
-        with self._taking:
-            self._starting -= starting
-            if self._slots.busy > self._slots.total:
-                return None
-            if entries := self._spawned.take(1):
-                return Chunk(self._ledger, entries)
-            for _ in range(len(self._lanes)):
-                lane = self._lanes[0]
-                self._lanes.rotate(-1)
-                if (work := lane.take(lease, 1 + self._starting)) is not None:
-                    return work
+    def _wake_loop(self) -> None:
+        if not self._awake:
+            self._awake = True
+            self._sender.send(b"\0")
+
+    def _take(self, lease: Lease) -> Work | None:
+        """Take work for a thread, from each lane in turn; None if there is none, or no slot.
+
+        `_taking` is held.
+        """
+        if self._slots.busy > self._slots.total:
+            return None
+        if entries := self._spawned.take(1):
+            return Chunk(self._ledger, entries)
+        for _ in range(len(self._lanes)):
+            lane = self._lanes[0]
+            self._lanes.rotate(-1)
+            if (work := lane.take(lease, 1 + self._starting)) is not None:
+                return work
         return None
