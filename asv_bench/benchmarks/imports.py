@@ -30,59 +30,55 @@ anyio.run(main)
 """
 
 
-class NewProcess:
-    """Programs in turn, each in a process of its own, with byte code and kernels at hand.
+def in_new_processes(*programs: str) -> list[list[float]]:
+    """Return what each program prints, round by round, with byte code and kernels at hand.
 
-    Both are written below a directory of the benchmark's own, so that it matters neither what
-    earlier runs have left nor whether the packages' own directories can be written to.
+    Both are written below a directory for this call, so that it matters neither what earlier
+    runs have left nor whether the packages' own directories can be written to. A first round
+    does so.
     """
+    with tempfile.TemporaryDirectory(prefix="helixnb-bench-") as directory:
+        environment = os.environ | {
+            "HELIXNB_CACHE_DIR": str(Path(directory, "kernels")),
+            "PYTHONPYCACHEPREFIX": str(Path(directory, "pycache")),
+        }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+        def run(program: str) -> float:
+            command = [sys.executable, "-P", "-c", program]
+            done = subprocess.run(
+                command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+            )
+            return float(done.stdout.split()[-1])
+
+        rounds = [[run(each) for each in programs] for _ in range(ROUNDS + 1)]
+    return rounds[1:]
+
+
+class Import:
+    """`import helixnb`, which imports Numba, beside Numba alone."""
 
     timeout = 300
 
-    def setup(self) -> None:
-        self.directory = tempfile.TemporaryDirectory(prefix="helixnb-bench-")
-        root = Path(self.directory.name)
-        self.environment = os.environ | {
-            "HELIXNB_CACHE_DIR": str(root / "kernels"),
-            "PYTHONPYCACHEPREFIX": str(root / "pycache"),
-        }
-        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def teardown(self) -> None:
-        self.directory.cleanup()
-
-    def seconds(self, *programs: str) -> list[list[float]]:
-        """Return what each program printed in each round; a first one warms up."""
-        rounds = [[self.run(each) for each in programs] for _ in range(ROUNDS + 1)]
-        return rounds[1:]
-
-    def run(self, program: str) -> float:
-        """Return the number that a program prints."""
-        command = [sys.executable, "-P", "-c", program]
-        done = subprocess.run(
-            command, check=True, env=self.environment, stdout=subprocess.PIPE, text=True
-        )
-        return float(done.stdout.split()[-1])
-
-
-class Import(NewProcess):
-    """`import helixnb`, which imports Numba, beside Numba alone."""
-
     def track_import_over_numba(self) -> float:
-        rounds = self.seconds(STATEMENT.format("helixnb"), STATEMENT.format("numba"))
+        rounds = in_new_processes(STATEMENT.format("helixnb"), STATEMENT.format("numba"))
         return median(ours / numba for ours, numba in rounds)
 
     track_import_over_numba.unit = "x"  # type: ignore[attr-defined]
 
 
-class WarmStart(NewProcess):
+class WarmStart:
     """The first router of a process opens, after the import, with all kernels in the cache."""
 
-    def track_warm_start_ms(self) -> float:
-        return median(opening for (opening,) in self.seconds(OPENING)) * 1e3
+    timeout = 300
 
-    def track_warm_start_over_numba_import(self) -> float:
-        rounds = self.seconds(OPENING, STATEMENT.format("numba"))
+    def setup_cache(self) -> list[list[float]]:
+        return in_new_processes(OPENING, STATEMENT.format("numba"))
+
+    def track_warm_start_ms(self, rounds: list[list[float]]) -> float:
+        return median(opening for opening, _ in rounds) * 1e3
+
+    def track_warm_start_over_numba_import(self, rounds: list[list[float]]) -> float:
         return median(opening / numba for opening, numba in rounds)
 
     track_warm_start_ms.unit = "ms"  # type: ignore[attr-defined]
