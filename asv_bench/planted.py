@@ -2,13 +2,14 @@
 
 In a clone of HEAD, two commits make something 1.5 times as slow, and a third changes nothing. asv
 runs the benchmarks of all four in turn and compares each with HEAD. Exits with 1 if a planted
-slowdown isn't reported as a regression of its benchmark, or the commit without a change is.
+slowdown isn't reported as a regression of one of its benchmarks, or the commit without a change is.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".asv" / "planted"  # asv's environment and pip's cache take a minute to make
 MACHINE = "planted"
 FACTOR = "1.2"
-KERNEL = "kernels.BatchKernel.time_kernel('HashMix', 1024)"
-P99 = "tail.TailSamples.time_p99('cpu_pool')"
-BENCH = r"BatchKernel\.time_kernel\('HashMix', 1024\)|TailSamples\.time_p99\('cpu_pool'\)"
+KERNEL = ["kernels.BatchKernel.time_kernel('HashMix', 1024)"]
+# Where other programs keep a CPU busy, the pool's p99 is theirs, and says nothing; inline, which
+# needs one CPU, is then the one that tells.
+P99 = ["tail.TailSamples.time_p99('inline')", "tail.TailSamples.time_p99('cpu_pool')"]
 
 SLOW_KERNEL = '''
 
@@ -67,9 +69,9 @@ async def _submit_slowly(self, job):
 Router.submit = _submit_slowly
 '''
 
-PLANTED = {
-    # what: the file that is appended to, the text, the benchmark that must be flagged
-    "nothing": (None, "", None),
+PLANTED: dict[str, tuple[str | None, str, list[str]]] = {
+    # what: the file that is appended to, the text, the benchmarks of which one must be flagged
+    "nothing": (None, "", []),
     "a kernel 1.5 times as slow": ("kernels/helixnb_kernels/hash_mix.py", SLOW_KERNEL, KERNEL),
     "a p99 1.5 times as high": ("helixnb/__init__.py", SLOW_P99, P99),
 }
@@ -149,7 +151,9 @@ def main() -> None:
         hashes = work / "commits"
         hashes.write_text("\n".join([head, *commits.values()]) + "\n", encoding="utf-8")
         # Without the samples, asv asks for confidence intervals that don't overlap.
-        how = ("--interleave-rounds", "--record-samples", "--bench", BENCH)
+        how = ["--interleave-rounds", "--record-samples"]
+        for benchmark in KERNEL + P99:
+            how += ["--bench", re.escape(benchmark)]
         asv(config, "run", *how, f"HASHFILE:{hashes}")
         wrong = []
         for what, commit in commits.items():
@@ -157,10 +161,10 @@ def main() -> None:
             table = asv(config, "compare", "--split", "--factor", FACTOR, head, commit)
             worse = [line for line in table.splitlines() if line.startswith(("| +", "| !"))]
             expected = PLANTED[what][2]
-            if expected is None:
+            if not expected:
                 wrong += [f"{what}: flagged all the same: {line}" for line in worse]
-            elif not any(expected in line for line in worse):
-                wrong.append(f"{what}: {expected} wasn't flagged")
+            elif not any(benchmark in line for line in worse for benchmark in expected):
+                wrong.append(f"{what}: not flagged: {' '.join(expected)}")
     if wrong:
         sys.exit("\n".join(["", *wrong]))
     print("\nasv flags both slowdowns, and nothing where nothing changed.")

@@ -130,7 +130,7 @@ class TailSamples:
     param_names = ["strategy"]
     timeout = 300
     timer = clock = Clock()
-    rounds, repeat, number, warmup_time = 4, 5, 1, 0
+    rounds, repeat, number, warmup_time = 4, 3, 1, 0
 
     def setup(self, strategy: str) -> None:
         warm_up([HASH_MIX])
