@@ -35,6 +35,9 @@ class Columns:
         self.straight_args = (flat, offsets, costs, ids, self.out)
         parts, failed = np.array([0, jobs]), np.zeros(jobs, np.uint8)
         self.batch_args = (flat, offsets, parts, costs, ids, failed, self.out)
+        # The first commits' batch forms take neither offsets nor parts.
+        form: Any = self.kernel.serial
+        self.fits = form is None or form.py_func.__code__.co_argcount == len(self.batch_args)
         self.straight = STRAIGHT[kind]
         self.run_straight()
 
