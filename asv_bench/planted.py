@@ -22,7 +22,8 @@ FACTOR = "1.2"
 KERNEL = ["kernels.BatchKernel.time_kernel('HashMix', 1024)"]
 # Where other programs keep a CPU busy, the pool's p99 is theirs, and says nothing; inline, which
 # needs one CPU, is then the one that tells.
-P99 = ["tail.TailSamples.time_p99('inline')", "tail.TailSamples.time_p99('cpu_pool')"]
+P99_NAME = "tail.TailSamples.time_p99"
+P99 = [f"{P99_NAME}('inline')", f"{P99_NAME}('cpu_pool')"]
 
 SLOW_KERNEL = '''
 
@@ -38,38 +39,29 @@ def _one_and_a_half(inputs, offsets, parts, compute_cost, job_id, failed, out):
     _whole(inputs, offsets, parts // 2, compute_cost, job_id, failed, out)
 '''
 
-SLOW_P99 = '''
+SLOW_P99 = """
 
-import collections as _collections
 import time as _time
 
 from anyio.lowlevel import checkpoint as _checkpoint
 
 _submit = Router.submit
-_latencies_s = _collections.deque(maxlen=1_000)
 _submits = 0
 
 
 async def _submit_slowly(self, job):
-    """Keep one job in fifty for 1.5 times the p99 of the others."""
     global _submits
     _submits += 1
-    held = _submits % 50 == 0 and len(_latencies_s) >= 100
+    held = _submits % 50 == 0
     began = _time.perf_counter()
     outcome = await _submit(self, job)
-    if not held:
-        _latencies_s.append(_time.perf_counter() - began)
-        return outcome
-    values, length = list(_latencies_s), min(250, len(_latencies_s))
-    stretches = [values[i : i + length] for i in range(0, len(values) - length + 1, length)]
-    p99 = min(sorted(each)[length * 99 // 100] for each in stretches)
-    while _time.perf_counter() - began < 1.5 * p99:  # timers and threads are late by as much
-        await _checkpoint()
+    while held and _time.perf_counter() - began < HOLD_S[outcome.strategy]:
+        await _checkpoint()  # timers and threads are late by as much as this is about
     return outcome
 
 
 Router.submit = _submit_slowly
-'''
+HOLD_S = """
 
 PLANTED: dict[str, tuple[str | None, str, list[str]]] = {
     # what: the file that is appended to, the text, the benchmarks of which one must be flagged
@@ -86,20 +78,24 @@ def git(*arguments: str | Path, repo: Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def plant(repo: Path) -> tuple[str, dict[str, str]]:
-    """Clone HEAD, commit what is planted, and return the commits."""
+def clone(repo: Path) -> str:
+    """Clone HEAD, and return which commit it is."""
     git("clone", "--quiet", "--shared", ROOT, repo, repo=ROOT)
     git("checkout", "--quiet", "-B", "main", repo=repo)
-    head = git("rev-parse", "HEAD", repo=repo)
+    return git("rev-parse", "HEAD", repo=repo)
+
+
+def plant(repo: Path, head: str, hold_s: dict[str, float]) -> dict[str, str]:
+    """Commit what is planted, each on `head`, and return the commits."""
     commits = {}
     for what, (file, text, _) in PLANTED.items():
         git("checkout", "--quiet", "--detach", head, repo=repo)
         if file is not None:
             with (repo / file).open("a", encoding="utf-8") as end:
-                end.write(text)
+                end.write(f"{text}{hold_s}\n" if text is SLOW_P99 else text)
         git("commit", "--quiet", "--all", "--allow-empty", "--message", f"Plant {what}", repo=repo)
         commits[what] = git("rev-parse", "HEAD", repo=repo)
-    return head, commits
+    return commits
 
 
 def configure(work: Path, repo: Path) -> Path:
@@ -135,6 +131,22 @@ def asv(config: Path, *arguments: str) -> str:
     return "".join(lines)
 
 
+def p99s_s(work: Path) -> dict[str, float]:
+    """Return the p99 of each strategy that was run, out of asv's results."""
+    (path,) = (work / "results" / MACHINE).glob("*-*.json")
+    values, (strategies,) = json.loads(path.read_text(encoding="utf-8"))["results"][P99_NAME][:2]
+    return {
+        strategy.strip("'"): value
+        for strategy, value in zip(strategies, values, strict=True)
+        if f"{P99_NAME}({strategy})" in P99
+    }
+
+
+def bench(benchmarks: list[str]) -> list[str]:
+    """Return the options that choose benchmarks."""
+    return [option for each in benchmarks for option in ("--bench", re.escape(each))]
+
+
 ENVIRONMENT = os.environ | {"HOME": str(KEPT)}
 
 
@@ -143,24 +155,26 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="helixnb-planted-") as directory:
         work = Path(directory)
-        head, commits = plant(work / "repo")
+        head = clone(work / "repo")
         config = configure(work, work / "repo")
         subprocess.run(
             [sys.executable, str(ROOT / "asv_bench" / "machine.py"), MACHINE],
             check=True,
             env=ENVIRONMENT,
         )
+        asv(config, "run", "--attribute", "rounds=1", *bench(P99), f"{head}^!")
+        hold_s = {strategy: 1.5 * p99_s for strategy, p99_s in p99s_s(work).items()}
+        commits = plant(work / "repo", head, hold_s)
         hashes = work / "commits"
         hashes.write_text("\n".join([head, *commits.values()]) + "\n", encoding="utf-8")
-        # Without the samples, asv asks for confidence intervals that don't overlap.
-        how = ["--interleave-rounds", "--record-samples"]
-        for benchmark in KERNEL + P99:
-            how += ["--bench", re.escape(benchmark)]
-        asv(config, "run", *how, f"HASHFILE:{hashes}")
+        asv(config, "run", "--interleave-rounds", *bench(KERNEL + P99), f"HASHFILE:{hashes}")
+        # By medians alone: a round that other programs spoil takes the significance from a dozen
+        # samples, but leaves their median where it is.
+        how = ["--split", "--no-stats", "--factor", FACTOR]
         wrong = []
         for what, commit in commits.items():
             print(f"\n== Planted: {what}", flush=True)
-            table = asv(config, "compare", "--split", "--factor", FACTOR, head, commit)
+            table = asv(config, "compare", *how, head, commit)
             worse = [line for line in table.splitlines() if line.startswith(("| +", "| !"))]
             expected = PLANTED[what][2]
             if not expected:
