@@ -59,6 +59,7 @@ class BatchKernel:
 
     params = [KINDS, [8, 64, 1_024]]
     param_names = ["kind", "jobs"]
+    rounds = 4  # with several commits in turn, a spoilt round is a quarter of the samples
 
     def setup(self, kind: str, jobs: int) -> None:
         self.columns = Columns(kind, jobs)
