@@ -4,7 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-table peers dev clean
+.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-soak peers dev \
+    clean
 
 demo: .venv/demo.done
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -21,16 +22,41 @@ lint: .venv/test.done .venv/lint.done
 docs: .venv/docs.done
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-# That the benchmarks run, not how fast: asv's own file about the machine goes below .asv.
+# asv's own file about the machine goes below .asv, with its environments.
+ASV := HOME=$(CURDIR)/.asv ../$(BIN)/asv
+MACHINE := HOME=$(CURDIR)/.asv ../$(BIN)/python machine.py reference
+HERE := -E existing:$(CURDIR)/$(BIN)/python
+
+# That the benchmarks run, not how fast.
 bench-check: .venv/bench.done
 	mkdir -p .asv
-	cd asv_bench && export HOME=$(CURDIR)/.asv && ../$(BIN)/asv machine --yes > /dev/null \
-	    && ../$(BIN)/asv check -E existing:$(CURDIR)/$(BIN)/python \
-	    && ../$(BIN)/asv run --quick --dry-run --show-stderr --bench 'Solo|UserKernel' \
-	        -E existing:$(CURDIR)/$(BIN)/python
+	cd asv_bench && $(MACHINE) && $(ASV) check $(HERE) \
+	    && $(ASV) run --machine reference --quick --dry-run --show-stderr $(HERE) \
+	        --bench "Solo|UserKernel|Decide|time_p99\('(inline|cpu_pool)"
+
+# What of the benchmarks is kept for each commit: about two minutes' worth of figures that hardly
+# depend on the machine. ARGS are git's range of commits, and options of `asv run`.
+HISTORY := --bench "Solo.time|BatchKernel.track|Decide.track|^imports|Tail.track" \
+    --bench "SlotUtilisation.track_slot_time.*asyncio" \
+    --bench "Submit.track_over_bare_task.*asyncio.* 1000[)]"
+bench-history: .venv/bench.done
+	mkdir -p .asv
+	cd asv_bench && $(MACHINE) && $(ASV) run --machine reference --no-interleave-rounds \
+	    --durations all $(HISTORY) $(or $(ARGS),HEAD^!)
+	cd asv_bench && $(ASV) publish
+
+# That asv flags a kernel and a p99 that were made 1.5 times as slow, and no unchanged commit.
+bench-planted: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python planted.py
 
 bench-table: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python kernel_table.py
+
+bench-stages: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python stage_table.py
+
+bench-soak: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python soak.py $(ARGS)
 
 # Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done

@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 # Machine code can be inspected only where it was compiled, so not out of a cache.
 os.environ["HELIXNB_CACHE_DIR"] = tempfile.mkdtemp(prefix="helixnb-bench-")
 
 from benchmarks.cases import KINDS, Columns
-from benchmarks.kernels import seconds
+from benchmarks.timing import seconds
 
 from helixnb_kernels import prime_count, threading_layer
 
@@ -27,12 +29,12 @@ def main() -> None:
     for kind in KINDS:
         for jobs in (8, 64, 1_024):
             columns = Columns(kind, jobs)
-            runs = [
+            runs: list[Callable[[], Any]] = [
                 columns.run_straight,
                 columns.run_solo,
                 columns.run_columns,
-                lambda columns=columns: columns.run_batch(1),
-                lambda columns=columns: columns.run_batch(2),
+                functools.partial(columns.run_batch, 1),
+                functools.partial(columns.run_batch, 2),
             ]
             straight, solo, alone, one, two = (seconds(run) / jobs * 1e6 for run in runs)
             if (kind, jobs) == ("HashMix", 1_024):
@@ -46,14 +48,14 @@ def main() -> None:
     rounds = sum(max(cost // 64, 1) for cost in mixed.costs) / 1_024
     print(f"HashMix, 1,024 jobs of {rounds:.0f} rounds on average:")
     print(f"- {mixed_us / rounds * 1e3:.3f} ns a round and job")
-    batch = mixed.kernel.serial
+    batch: Any = mixed.kernel.serial
     code = batch.inspect_asm(batch.signatures[0])
     for name in ("vpmullq", "vpmuludq", "imul"):
         print(f"- {name}: {len(re.findall(name, code))} in the code of the batch")
 
     print("\n| count of primes up to 10^8 | ms |\n|---|---|")
     for threads in (1, 2):
-        taken = seconds(lambda threads=threads: prime_count(10**8, threads=threads))
+        taken = seconds(functools.partial(prime_count, 10**8, threads=threads))
         print(f"| prime_count, {threads} threads | {taken * 1e3:.1f} |")
     if shutil.which("primesieve"):
         for threads in (1, 2):

@@ -17,7 +17,8 @@ from typing import Any
 import anyio
 import numpy as np
 import psutil
-from benchmarks.cases import KERNELS, answers, light_columns
+from benchmarks.cases import KERNELS
+from benchmarks.columns import answers, light_columns
 
 from helixnb import Decision, Job, JobColumns, Load, Outcome, Router, RouterConfig, StaticPolicy
 from helixnb.workload import closed_loop, light_mix

@@ -34,10 +34,10 @@ def timed(run: Callable[[], object], jobs: int = JOBS) -> float:
     return (time.perf_counter() - began) / jobs * 1e6
 
 
-def drain(calls: Iterable[object]) -> None:
-    """Go through what is computed as it is asked for."""
-    for _ in calls:
-        pass
+def each(run: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Call `run` for each item."""
+    for item in items:
+        run(item)
 
 
 async def one_round(stages: dict[str, list[float]]) -> None:
@@ -47,37 +47,35 @@ async def one_round(stages: dict[str, list[float]]) -> None:
     decision = Decision(Strategy.CPU_POOL, "stage")
     ledger, queue = Ledger(time.perf_counter_ns), JobQueue(Backlog(JOBS))
     some = range(JOBS)
-    note: Callable[[str, float], None] = lambda name, us: stages.setdefault(name, []).append(us)  # noqa: E731
+    lists = [job([1, 2, 3]) for _ in some]
     jobs: list[Job] = []
     entries: list[Entry] = []
     chunks: list[Chunk] = []
     events: list[anyio.Event] = []
-    note("construct: `Job(...)`", timed(lambda: jobs.extend(job(array) for _ in some)))
-    note(
-        "validate, inputs an array",
-        timed(lambda: entries.extend(entry_of(j, KERNELS, 0) for j in jobs)),
-    )
-    lists = [job([1, 2, 3]) for _ in some]
-    note(
-        "validate, inputs a list",
-        timed(lambda: drain(entry_of(each, KERNELS, 0) for each in lists)),
-    )
-    note("decide", timed(lambda: drain(policy.decide(j, Load(cpu_busy=0), config) for j in jobs)))
+    solo = HASH_MIX.solo
+
+    def note(name: str, run: Callable[[Any], object], items: Iterable[Any]) -> None:
+        stages.setdefault(name, []).append(timed(lambda: each(run, items)))
+
+    def decide(job: Job) -> Decision:
+        return policy.decide(job, Load(cpu_busy=0), config)
+
+    def take(_: int) -> None:
+        chunks.append(Chunk(ledger, queue.take(CHUNK)))
+
+    note("construct: `Job(...)`", lambda _: jobs.append(job(array)), some)
+    note("validate, inputs a list", lambda each: entry_of(each, KERNELS, 0), lists)
+    note("validate, inputs an array", lambda each: entries.append(entry_of(each, KERNELS, 0)), jobs)
+    note("decide", decide, jobs)
     for entry in entries:
         entry.decide(decision)
-    note("enter in the ledger", timed(lambda: drain(ledger.enter(entry) for entry in entries)))
-    note("enqueue", timed(lambda: drain(queue.push(entry) for entry in entries)))
-    note("make an event", timed(lambda: events.extend(anyio.Event() for _ in some)))
-    note(
-        "take, a chunk of 250",
-        timed(
-            lambda: chunks.extend(Chunk(ledger, queue.take(CHUNK)) for _ in range(JOBS // CHUNK))
-        ),
-    )
-    note("kernel, in the chunk", timed(lambda: drain(chunk.run() for chunk in chunks)))
-    solo = HASH_MIX.solo
-    note("kernel, alone", timed(lambda: drain(solo(array, COST, i) for i in some)))
-    note("record: settle", timed(lambda: drain(chunk.settle() for chunk in chunks)))
+    note("enter in the ledger", ledger.enter, entries)
+    note("enqueue", queue.push, entries)
+    note("make an event", lambda _: events.append(anyio.Event()), some)
+    note("take, 250 at once", take, range(JOBS // CHUNK))
+    note("kernel, 250 at once", Chunk.run, chunks)
+    note("kernel, alone", lambda job_id: solo(array, COST, job_id), some)
+    note("record: settle", Chunk.settle, chunks)
 
     async def wait(event: anyio.Event) -> None:
         await event.wait()
@@ -87,9 +85,10 @@ async def one_round(stages: dict[str, list[float]]) -> None:
             tasks.start_soon(wait, event)
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
-        note("fan back: set an event each", timed(lambda: drain(event.set() for event in events)))
+        note("fan back: set an event each", lambda event: event.set(), events)
         began = time.perf_counter()
-    note("resume: the task that waits", (time.perf_counter() - began) / JOBS * 1e6)
+    taken = (time.perf_counter() - began) / JOBS * 1e6
+    stages.setdefault("resume: the task that waits", []).append(taken)
 
 
 async def hops(stages: dict[str, list[float]]) -> None:

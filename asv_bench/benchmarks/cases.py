@@ -8,7 +8,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from helixnb import JobBlock, JobColumns
 from helixnb.workload import COSTS
 from helixnb_kernels import BUILT_IN, warm_up
 
@@ -36,6 +35,9 @@ class Columns:
         self.straight_args = (flat, offsets, costs, ids, self.out)
         parts, failed = np.array([0, jobs]), np.zeros(jobs, np.uint8)
         self.batch_args = (flat, offsets, parts, costs, ids, failed, self.out)
+        # The first commits' batch forms take neither offsets nor parts.
+        form: Any = self.kernel.serial
+        self.fits = form is None or form.py_func.__code__.co_argcount == len(self.batch_args)
         self.straight = STRAIGHT[kind]
         self.run_straight()
 
@@ -124,39 +126,3 @@ def monte_carlo(flat: Any, offsets: Any, costs: Any, ids: Any, out: Any) -> None
 
 
 STRAIGHT = {"HashMix": hash_mix, "PrimeCount": prime_count, "MonteCarlo": monte_carlo}
-
-
-def light_columns(jobs: int, seed: int, *, budgets: bool = False) -> JobColumns:
-    """Make the light mix as columns, distributed as `light_mix` draws it."""
-    draw, draw_budget = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    kinds = draw.choice(3, jobs, p=(0.3375, 0.55, 0.1125))
-    blocks = []
-    for code, kind in enumerate(("HashMix", "PrimeCount", "MonteCarlo")):
-        ids = np.flatnonzero(kinds == code).astype(np.uint64)
-        own = len(ids)
-        offsets = np.concatenate(([0], np.cumsum(draw.integers(2, 7, own))))
-        least, most = COSTS[kind]
-        blocks.append(
-            JobBlock(
-                kind,
-                draw.integers(0, 200_001, offsets[-1]).astype(np.uint64),
-                offsets=offsets,
-                compute_cost=draw.integers(least, most + 1, own).astype(np.uint64),
-                scaling_potential=draw.random(own),
-                latency_budget_ms=draw_budget.integers(5, 81, own) if budgets else None,
-                id=ids,
-            )
-        )
-    order = np.empty(jobs, np.int64)
-    order[np.concatenate([block.id for block in blocks]).astype(np.int64)] = np.arange(jobs)
-    return JobColumns(blocks, order)
-
-
-def answers(columns: JobColumns) -> dict[str, Any]:
-    """Run the kernels over columns without a router; returns the values of each kind."""
-    values = {}
-    for block in columns.blocks:
-        kernel = KERNELS[block.kind]
-        own = kernel.as_columns(block.inputs, block.offsets, block.compute_cost, block.id)
-        values[block.kind], _, _ = kernel.run_columns(own, 0, len(block))
-    return values

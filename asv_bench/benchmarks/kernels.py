@@ -1,33 +1,17 @@
-"""Kernels: solo, batched and beside a straight loop; a user's own; warm starts and imports."""
+"""Kernels: solo, batched, and beside a straight loop; a user's own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from statistics import median
+import inspect
 from typing import Any
 
 import numpy as np
 
-from helixnb_kernels import kernel, prime_count, warm_up
+import helixnb_kernels
+from helixnb_kernels import prime_count, warm_up
 
 from .cases import KINDS, Columns
-
-
-def seconds(run: Callable[[], Any], repeats: int = 9) -> float:
-    """Return the median time of a call, each long enough to be measured."""
-    began = time.perf_counter()
-    run()
-    calls = max(1, int(0.005 / max(time.perf_counter() - began, 1e-7)))
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        for _ in range(calls):
-            run()
-        taken.append((time.perf_counter() - began) / calls)
-    return median(taken)
+from .timing import ratio, seconds
 
 
 class Solo:
@@ -56,6 +40,8 @@ class Batch:
 
     def setup(self, kind: str, jobs: int, threads: int) -> None:
         self.columns = Columns(kind, jobs)
+        if not self.columns.fits:
+            raise NotImplementedError("this commit's batches take other columns")
         if self.columns.run_batch(threads) != self.columns.run_straight():
             raise AssertionError("a batch must give the straight loop's answers")
 
@@ -65,16 +51,28 @@ class Batch:
     def track_microseconds_per_job(self, kind: str, jobs: int, threads: int) -> float:
         return seconds(lambda: self.columns.run_batch(threads)) / jobs * 1e6
 
-    def track_microseconds_per_job_in_columns(self, kind: str, jobs: int, threads: int) -> float:
-        return seconds(self.columns.run_columns) / jobs * 1e6 if threads == 1 else float("nan")
-
-    def track_gain_over_straight_loop(self, kind: str, jobs: int, threads: int) -> float:
-        straight = seconds(self.columns.run_straight)
-        return straight / seconds(lambda: self.columns.run_batch(threads))
-
     track_microseconds_per_job.unit = "us"  # type: ignore[attr-defined]
-    track_microseconds_per_job_in_columns.unit = "us"  # type: ignore[attr-defined]
-    track_gain_over_straight_loop.unit = "x"  # type: ignore[attr-defined]
+
+
+class BatchKernel:
+    """The serial batch form alone, with the columns at hand."""
+
+    params = [KINDS, [8, 64, 1_024]]
+    param_names = ["kind", "jobs"]
+    rounds = 4  # with several commits in turn, a spoilt round is a quarter of the samples
+
+    def setup(self, kind: str, jobs: int) -> None:
+        self.columns = Columns(kind, jobs)
+        if not self.columns.fits:
+            raise NotImplementedError("this commit's batches take other columns")
+
+    def time_kernel(self, kind: str, jobs: int) -> None:
+        self.columns.run_columns()
+
+    def track_over_straight_loop(self, kind: str, jobs: int) -> float:
+        return ratio(self.columns.run_columns, self.columns.run_straight)
+
+    track_over_straight_loop.unit = "x"  # type: ignore[attr-defined]
 
 
 class StandAlone:
@@ -84,6 +82,8 @@ class StandAlone:
     param_names = ["threads"]
 
     def setup(self, threads: int) -> None:
+        if "threads" not in inspect.signature(prime_count).parameters:
+            raise NotImplementedError("this commit counts on one thread")
         if prime_count(10**8, threads=threads) != 5_761_455:
             raise AssertionError("prime_count(10**8) is wrong")
 
@@ -91,7 +91,6 @@ class StandAlone:
         prime_count(10**8, threads=threads)
 
 
-@kernel(inputs="float64[:]", returns="float64")
 def norm(inputs: Any) -> Any:
     """Stand for a user's kernel: Euclidean length."""
     total = 0.0
@@ -104,42 +103,22 @@ class UserKernel:
     """A derived batch beside solo calls: 1,024 jobs of 32 numbers."""
 
     def setup(self) -> None:
-        warm_up([norm])
+        if not hasattr(helixnb_kernels, "kernel"):
+            raise NotImplementedError("this commit takes no kernels of users")
+        self.kernel = helixnb_kernels.kernel(inputs="float64[:]", returns="float64")(norm)
+        warm_up([self.kernel])
         rows = np.random.default_rng(0).normal(size=(1_024, 32))
-        self.inputs = [norm.as_inputs(row) for row in rows]
+        self.inputs = [self.kernel.as_inputs(row) for row in rows]
         self.ones = [1] * 1_024
 
     def time_solo(self) -> None:
         for each in self.inputs:
-            norm.solo_call(each, 1, 1)()
+            self.kernel.solo_call(each, 1, 1)()
 
     def time_batch(self) -> None:
-        norm.run_batch(self.inputs, self.ones, self.ones)
+        self.kernel.run_batch(self.inputs, self.ones, self.ones)
 
-    def track_batch_gain(self) -> float:
-        return seconds(self.time_solo) / seconds(self.time_batch)
+    def track_batch_over_solo(self) -> float:
+        return ratio(self.time_batch, self.time_solo)
 
-    track_batch_gain.unit = "x"  # type: ignore[attr-defined]
-
-
-class Start:
-    """Fresh processes: imports, and kernels from the disk cache."""
-
-    timeout = 120
-
-    def setup(self) -> None:
-        self._run("from helixnb_kernels import BUILT_IN, warm_up; warm_up(BUILT_IN)")
-
-    def _run(self, program: str) -> None:
-        subprocess.run([sys.executable, "-c", program], check=True)
-
-    def track_import_over_numba(self) -> float:
-        numba = seconds(lambda: self._run("import numba"))
-        return seconds(lambda: self._run("import helixnb")) / numba
-
-    def track_warm_start_seconds(self) -> float:
-        warm = seconds(lambda: self._run("from helixnb_kernels import *; warm_up(BUILT_IN)"))
-        return warm - seconds(lambda: self._run("from helixnb_kernels import *"))
-
-    track_import_over_numba.unit = "x"  # type: ignore[attr-defined]
-    track_warm_start_seconds.unit = "s"  # type: ignore[attr-defined]
+    track_batch_over_solo.unit = "x"  # type: ignore[attr-defined]
