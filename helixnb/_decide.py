@@ -54,8 +54,8 @@ def decide_static(
 
     Returns
     -------
-    codes, decisions
-        Positions in `decisions`, one a job; uint8.
+    tuple
+        One code a job, uint8, and the decisions of which they are the positions.
     """
     codes = np.empty(len(compute_cost), np.uint8)
     compile_once(static_rows)(

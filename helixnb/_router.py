@@ -117,7 +117,7 @@ class Router:
         self._workers = Workers(
             self._slots, self._ledger, self._tasks, self._clock, self._supervise
         )
-        self._intake = Intake(
+        parts = (
             self,
             self._policy,
             self._ledger,
@@ -126,17 +126,10 @@ class Router:
             self._workers,
             self._clock,
         )
+        self._intake = Intake(*parts)
+        self._many = Many(*parts)
         for kernel in self._kernels.values():
             self._intake.add_batches(kernel)
-        self._many = Many(
-            self,
-            self._policy,
-            self._ledger,
-            self._backlog,
-            self._slots,
-            self._workers,
-            self._clock,
-        )
         await self._tasks.__aenter__()
         for serve in (
             self._workers.run_alarm,

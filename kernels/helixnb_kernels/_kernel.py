@@ -359,9 +359,9 @@ class Kernel:
 
         Returns
         -------
-        values, failed, parallel
-            The value of each job, as an array; 1 for each job that failed, as uint8; whether the
-            parallel form ran.
+        tuple
+            The value of each job, as an array; 1 for each job that failed, as uint8; and whether
+            the parallel form ran.
 
         Raises
         ------
