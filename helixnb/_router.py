@@ -159,6 +159,8 @@ class Router:
             try:
                 await self._tasks.__aexit__(None, None, None)
             finally:
+                # Nothing is left, unless the tasks were killed while their threads ran.
+                self._ledger.evict(Status.DROPPED, reason="router_closed", begun=True)
                 self._workers.close()
         if self._crash is not None and exc is None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash

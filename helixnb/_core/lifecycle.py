@@ -36,8 +36,10 @@ class RowsInFlight(Protocol):
 
     pending: int
 
-    def evict(self, status: Status, reason: str | None, error: BaseException | None) -> None:
-        """Settle what hasn't begun to run."""
+    def evict(
+        self, status: Status, reason: str | None, error: BaseException | None, *, begun: bool
+    ) -> None:
+        """Settle what hasn't begun to run, or all."""
         ...
 
 
@@ -284,15 +286,20 @@ class Ledger:
         self._check_idle()
 
     def evict(
-        self, status: Status, *, reason: str | None = None, error: BaseException | None = None
+        self,
+        status: Status,
+        *,
+        reason: str | None = None,
+        error: BaseException | None = None,
+        begun: bool = False,
     ) -> None:
-        """Settle every job that hasn't begun to run, wherever it is."""
+        """Settle every job that hasn't begun to run, wherever it is, or with `begun` those too."""
         with self.beginning:
             for entry in list(self._in_flight):
-                if not entry.started:
+                if begun or not entry.started:
                     self.settle(entry, status, reason=reason, error=error)
             for rows in list(self._rows):
-                rows.evict(status, reason, error)
+                rows.evict(status, reason, error, begun=begun)
 
 
 def log_unseen_failure(outcome: Outcome, *, traceback: bool) -> None:

@@ -134,9 +134,11 @@ class Rows:
         if not self.pending:
             self._on_settled()
 
-    def evict(self, status: Status, reason: str | None, error: BaseException | None) -> None:
-        """Settle what hasn't begun to run. The ledger's `beginning` is held."""
-        rows = np.flatnonzero((self.status == PENDING) & ~self._begun)
+    def evict(
+        self, status: Status, reason: str | None, error: BaseException | None, *, begun: bool
+    ) -> None:
+        """Settle what hasn't begun to run, or all. The ledger's `beginning` is held."""
+        rows = np.flatnonzero((self.status == PENDING) & (begun | ~self._begun))
         if error is not None:
             self.fail(rows, error)
         else:

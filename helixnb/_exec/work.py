@@ -88,7 +88,7 @@ class Batch(Chunk):
             self._ended, self.parallel = run_together(
                 self._ledger, self._kernel, self.entries, self._threads
             )
-            self.batched = len(self.entries)
+            self.batched = len(self._ended)
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:
@@ -132,6 +132,8 @@ def run_together(
 ) -> tuple[list[Ended], bool]:
     """Run jobs in one kernel call in this worker thread; those that fail in it, once alone."""
     live = ledger.begin(entries)
+    if not live:
+        return [], False
     try:
         result = kernel.run_batch(
             [entry.inputs for entry in live],

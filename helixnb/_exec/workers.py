@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import threading
@@ -234,7 +235,8 @@ class Workers:
     def _wake_loop(self) -> None:
         if not self._awake:
             self._awake = True
-            self._sender.send(b"\0")
+            with contextlib.suppress(OSError):  # the router is gone: its tasks were killed
+                self._sender.send(b"\0")
 
     def _take(self, lease: Lease) -> Work | None:
         """Take work for a thread, from each lane in turn; None if there is none, or no slot.

@@ -420,3 +420,26 @@ def test_a_router_that_cant_be(arguments: dict[str, Any], message: str) -> None:
     """Parts of a wrong type are refused when the router is made."""
     with pytest.raises(TypeError, match=message):
         Router(**arguments)
+
+
+def test_killing_all_tasks_leaves_no_job_in_flight() -> None:
+    """Asyncio's own way to end a program: threads run on, but every job has its outcome."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with router(gate.kernel, policy=Always(Strategy.SPAWN)) as r:
+            tickets.append(r.submit_soon(job(1, "Gate")))
+            await gate.begun()
+            threading.Timer(0.2, gate.open).start()
+            for task in asyncio.all_tasks():
+                task.cancel()
+            routers.append(r)
+            await asyncio.sleep(60)
+
+    tickets: list[Any] = []
+    routers: list[Router] = []
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert tickets[0].done
+    check_balanced(routers[0].stats(), idle=False)
+    assert routers[0].stats().in_flight == 0
