@@ -11,10 +11,10 @@ from typing import Any
 
 from numba.core.dispatcher import Dispatcher
 
-from helixnb_kernels._derive import Shape, derive_batch, derive_solo
+from helixnb_kernels._derive import Shape, both_forms, derive_batch, derive_solo
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._jit import jit, place
-from helixnb_kernels._kernel import DerivedKernel
+from helixnb_kernels._kernel import Form, Kernel
 from helixnb_kernels._types import Spec
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -23,6 +23,51 @@ _RESERVED = (
     *("inputs", "offsets", "parts", "failed", "out", "len", "range", "Exception"),
     *("self", "id", "scaling_potential", "latency_budget_ms"),
 )
+
+
+class DerivedKernel(Kernel):
+    """A kernel whose forms come from one scalar function; `kernel` makes them."""
+
+    def __init__(self, shape: Shape, sources: tuple[Any, ...], **fields: Any) -> None:
+        super().__init__(**fields)
+        self._shape = shape
+        self._sources = sources
+
+    def batch(self, *, parallel: bool = True) -> Callable[[Form], Form]:
+        """Replace the derived batch form by a hand-written one; a decorator.
+
+        The function takes ``inputs, offsets, parts``, the scalar function's other arguments in
+        its order, as columns, then ``failed, out``; see `Kernel`. It must give the values of solo
+        runs to the last bit, and must not raise: it writes 1 into ``failed[i]`` instead.
+
+        Parameters
+        ----------
+        parallel
+            Compile it for several threads too, where its ``prange`` loop over ``len(parts) - 1``
+            spreads the parts; otherwise a batch runs on one.
+
+        Raises
+        ------
+        KernelError
+            The function takes other arguments; the message names its file and line.
+        """
+
+        def replace(function: Form) -> Form:
+            plain = getattr(function, "py_func", function)
+            given = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+            expected = ("inputs", "offsets", "parts", *self.arguments, "failed", "out")
+            if given != expected:
+                raise KernelError(
+                    f"{place(plain)} must take ({', '.join(expected)}), but takes "
+                    f"({', '.join(given)})"
+                )
+            sources = (plain, *self._sources)
+            self.serial, self.parallel = both_forms(plain, self._shape, sources)
+            if not parallel:
+                self.parallel = None
+            return function
+
+        return replace
 
 
 def kernel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from helixnb_kernels._columns import Columns, convert, gather, join
-from helixnb_kernels._derive import Shape, both_forms
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
-from helixnb_kernels._jit import compile_once, compiled, is_warm, place
+from helixnb_kernels._jit import compiled, is_warm
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
 
 Form = Callable[..., Any]
-Progress = Callable[[int, int, str], None]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -400,51 +398,6 @@ class Kernel:
             )
 
 
-class DerivedKernel(Kernel):
-    """A kernel whose forms come from one scalar function; `kernel` makes them."""
-
-    def __init__(self, shape: Shape, sources: tuple[Any, ...], **fields: Any) -> None:
-        super().__init__(**fields)
-        self._shape = shape
-        self._sources = sources
-
-    def batch(self, *, parallel: bool = True) -> Callable[[Form], Form]:
-        """Replace the derived batch form by a hand-written one; a decorator.
-
-        The function takes ``inputs, offsets, parts``, the scalar function's other arguments in
-        its order, as columns, then ``failed, out``; see `Kernel`. It must give the values of solo
-        runs to the last bit, and must not raise: it writes 1 into ``failed[i]`` instead.
-
-        Parameters
-        ----------
-        parallel
-            Compile it for several threads too, where its ``prange`` loop over ``len(parts) - 1``
-            spreads the parts; otherwise a batch runs on one.
-
-        Raises
-        ------
-        KernelError
-            The function takes other arguments; the message names its file and line.
-        """
-
-        def replace(function: Form) -> Form:
-            plain = getattr(function, "py_func", function)
-            given = plain.__code__.co_varnames[: plain.__code__.co_argcount]
-            expected = ("inputs", "offsets", "parts", *self.arguments, "failed", "out")
-            if given != expected:
-                raise KernelError(
-                    f"{place(plain)} must take ({', '.join(expected)}), but takes "
-                    f"({', '.join(given)})"
-                )
-            sources = (plain, *self._sources)
-            self.serial, self.parallel = both_forms(plain, self._shape, sources)
-            if not parallel:
-                self.parallel = None
-            return function
-
-        return replace
-
-
 def _as_shared(value: Any, spec: Spec, name: str) -> Array:
     array = as_array(value, spec.dtype, name)
     if array.ndim != spec.ndim or (spec.length is not None and len(array) != spec.length):
@@ -462,42 +415,3 @@ def _share(jobs: int, threads: int, weights: Sequence[float] | None) -> Array:
     targets = total[-1] * np.arange(1, threads) / threads
     cuts = np.searchsorted(total, targets) + 1
     return np.array([0, *np.minimum(cuts, jobs), jobs], np.int64)
-
-
-def warm_up(
-    kernels: Iterable[Kernel], *, parallel: bool = True, progress: Progress | None = None
-) -> None:
-    """Compile every form of `kernels`, or read it from the disk cache. Thread-safe.
-
-    Nothing compiles afterwards. A form that is warm costs nothing.
-
-    Parameters
-    ----------
-    kernels
-        Kernels of a router, or any.
-    parallel
-        Compile parallel forms too, where this process can run them safely. That initialises
-        Numba's threading layer; under OpenMP it takes parallel code from children forked later.
-    progress
-        Called as ``progress(done, total, kernel_name)`` before each form and once at the end.
-
-    Raises
-    ------
-    KernelError
-        A function can't be compiled, or returns another type than was declared, or shared arrays
-        aren't bound.
-    """
-    kernels = list(kernels)
-    for kernel in kernels:
-        kernel.check_bound()
-    pending = [
-        (kernel.name, form) for kernel in kernels for form in kernel.forms(parallel=parallel)
-    ]
-    for done, (name, form) in enumerate(pending):
-        if progress is not None:
-            progress(done, len(pending), name)
-        compile_once(form)
-    for kernel in kernels:
-        kernel.use_compiled()
-    if progress is not None:
-        progress(len(pending), len(pending), "")

@@ -1,0 +1,49 @@
+"""Compiling the kernels of a router, or any, ahead of their first job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from helixnb_kernels._jit import compile_once
+from helixnb_kernels._kernel import Kernel
+
+Progress = Callable[[int, int, str], None]
+
+
+def warm_up(
+    kernels: Iterable[Kernel], *, parallel: bool = True, progress: Progress | None = None
+) -> None:
+    """Compile every form of `kernels`, or read it from the disk cache. Thread-safe.
+
+    Nothing compiles afterwards. A form that is warm costs nothing.
+
+    Parameters
+    ----------
+    kernels
+        Kernels of a router, or any.
+    parallel
+        Compile parallel forms too, where this process can run them safely. That initialises
+        Numba's threading layer; under OpenMP it takes parallel code from children forked later.
+    progress
+        Called as ``progress(done, total, kernel_name)`` before each form and once at the end.
+
+    Raises
+    ------
+    KernelError
+        A function can't be compiled, or returns another type than was declared, or shared arrays
+        aren't bound.
+    """
+    kernels = list(kernels)
+    for kernel in kernels:
+        kernel.check_bound()
+    pending = [
+        (kernel.name, form) for kernel in kernels for form in kernel.forms(parallel=parallel)
+    ]
+    for done, (name, form) in enumerate(pending):
+        if progress is not None:
+            progress(done, len(pending), name)
+        compile_once(form)
+    for kernel in kernels:
+        kernel.use_compiled()
+    if progress is not None:
+        progress(len(pending), len(pending), "")
