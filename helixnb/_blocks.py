@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
@@ -16,6 +16,8 @@ from helixnb._records import Array, Job
 from helixnb.columns import JobBlock, JobColumns, blocks_of
 from helixnb_kernels import Columns, Kernel
 
+T = TypeVar("T")
+
 LARGE = 16_384
 """Jobs from which on what NumPy does with them takes a thread: a millisecond and more."""
 
@@ -24,10 +26,14 @@ SLICE = 64
 
 
 class Turns:
-    """Lets the event loop turn about once a millisecond of work."""
+    """Lets the event loop turn about once a millisecond of work.
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    `limiter` bounds the threads that plan; anyio's own may be used up by those who wait for us.
+    """
+
+    def __init__(self, clock: Callable[[], int], limiter: anyio.CapacityLimiter) -> None:
         self._clock = clock
+        self._limiter = limiter
         self._ends_ns = clock() + CHUNK_NS
 
     async def pass_on(self) -> None:
@@ -35,6 +41,12 @@ class Turns:
         if self._clock() > self._ends_ns:
             await anyio.lowlevel.checkpoint()
             self._ends_ns = self._clock() + CHUNK_NS
+
+    async def call(self, function: Callable[[], T], jobs: int) -> T:
+        """Call what handles so many jobs by NumPy: in a thread, if they are many."""
+        if jobs < LARGE:
+            return function()
+        return await anyio.to_thread.run_sync(function, limiter=self._limiter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,10 +134,7 @@ async def _of_columns(block: JobBlock, kernels: Mapping[str, Kernel], turns: Tur
         block.params,
     )
     try:
-        if len(block) < LARGE:
-            columns = convert()
-        else:
-            columns = await anyio.to_thread.run_sync(convert)
+        columns = await turns.call(convert, len(block))
     except (TypeError, ValueError) as error:
         raise JobError(f"kind {kernel.name}: {error}") from error
     return await _block(kernel, columns, block.scaling_potential, block.latency_budget_ms, turns)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
 import numpy as np
 
-from helixnb._blocks import LARGE, SLICE, Block, Turns, checked_blocks
+from helixnb._blocks import SLICE, Block, Turns, checked_blocks
 from helixnb._config import RouterConfig
 from helixnb._core.lifecycle import Ledger
 from helixnb._core.policy import Policy, StaticPolicy
 from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._decide import decide_static
-from helixnb._exec.column_lane import ColumnLane, Part
+from helixnb._exec.column_lane import ColumnLane, Pace, Part
 from helixnb._exec.lanes import Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
@@ -31,19 +33,16 @@ _ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Plan:
-    """What becomes of a call's jobs.
+    """Where a call's jobs go.
 
     Attributes
     ----------
-    rows
-        The books of each block, not entered yet.
     dropped
         Which of a block's jobs are dropped, for each block.
     queued, inline
         What waits for threads, and what runs on the event loop.
     """
 
-    rows: list[Rows]
     dropped: list[Array]
     queued: list[Part]
     inline: list[Part]
@@ -70,25 +69,34 @@ class Many:
         self._workers = workers
         self._clock = clock
         self._planners = anyio.CapacityLimiter(1)
+        self._paces: defaultdict[Kernel, Pace] = defaultdict(Pace)
 
     async def run(
         self, jobs: JobColumns | Iterable[Job], kernels: Mapping[str, Kernel]
     ) -> Outcomes:
         """Bring jobs to their outcomes; those that haven't ended are cancelled with the caller."""
         arrived_ns = self._clock()
-        blocks, order = await checked_blocks(jobs, kernels, Turns(self._clock))
+        turns = Turns(self._clock, self._planners)
+        blocks, order = await checked_blocks(jobs, kernels, turns)
         settled = anyio.Event()
 
         def check_settled() -> None:
-            if not any(rows.pending for rows in plan.rows):
+            if not any(rows.pending for rows in books):
                 settled.set()
 
         new_rows = functools.partial(Rows, self._ledger, arrived_ns, check_settled)
-        plan, load = await self._plan(blocks, order, new_rows)
+        load = Load(cpu_busy=self._slots.busy)
+        books = await self._decide(blocks, order, load, new_rows, turns)
+        plan = await self._place(blocks, order, books, turns)
+        if not self._settings.is_open:  # since when, is not for the books to say
+            for part in plan.queued:
+                part.abandon()
+            books = _decided(blocks, _closed(blocks), self._settings.config, new_rows)
+            plan = _placed(blocks, order, books, 0, self._backlog, self._paces)
         # From here to the queues nothing awaits, so that nobody sees half of it.
-        for rows in plan.rows:
+        for rows in books:
             rows.enter()
-        for rows, dropped, block in zip(plan.rows, plan.dropped, blocks, strict=True):
+        for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
             rows.settle(dropped, Status.DROPPED)
             log_rows(rows, block.job, load)
         lane = ColumnLane(plan.queued)
@@ -97,71 +105,83 @@ class Many:
             self._workers.look(lane)
             for part in plan.inline:
                 await _run_inline(part)
-            if any(rows.pending for rows in plan.rows):
+            if any(rows.pending for rows in books):
                 await settled.wait()
         except BaseException:
-            for rows in plan.rows:
+            for rows in books:
                 rows.settle(np.arange(len(rows.status)), Status.CANCELLED)
             raise
         finally:
             self._workers.remove(lane)
             lane.abandon()
-        return Outcomes(map(BlockOutcomes, plan.rows), order)
+        return Outcomes(map(BlockOutcomes, books), order)
 
-    async def _plan(
-        self, blocks: Sequence[Block], order: Array | None, new_rows: Callable[..., Rows]
-    ) -> tuple[_Plan, Load]:
-        """Decide on one snapshot of load and backlog, and make room in the backlog."""
-        load = Load(cpu_busy=self._slots.busy)
-        bounded = sum(int(block.bounded.sum()) for block in blocks)
-        room = min(max(0, int(self._backlog.capacity) - self._backlog.waiting), bounded)
-        taken = 0
-        new_part = functools.partial(Part, backlog=self._backlog)
-        self._backlog.grow(room)  # so that jobs that come meanwhile don't take it
-        try:
-            config = self._settings.config
-            decide: Callable[[], tuple[Array, list[Decision]]]
-            if not self._settings.is_open:
-                decide = functools.partial(_closed, blocks)
-            elif type(self._policy) is StaticPolicy:
-                decide = functools.partial(_static, blocks, load, config)
-            else:
-                asked = await self._ask_policy(blocks, order, load)
-                decide = lambda: asked  # noqa: E731  # said
-            make = functools.partial(_plan, blocks, order, decide, config, room, new_rows, new_part)
-            if sum(map(len, blocks)) < LARGE:
-                plan = make()
-            else:
-                plan = await anyio.to_thread.run_sync(make, limiter=self._planners)
-            if not self._settings.is_open:
-                decide = functools.partial(_closed, blocks)
-                plan = _plan(blocks, order, decide, config, room, new_rows, new_part)
-            taken = sum(part.bounded for part in plan.queued)
-        finally:
-            self._backlog.grow(taken - room)
-        return plan, load
+    async def _decide(
+        self,
+        blocks: Sequence[Block],
+        order: Array | None,
+        load: Load,
+        new_rows: Callable[..., Rows],
+        turns: Turns,
+    ) -> list[Rows]:
+        """Decide on one snapshot of the load; returns the books, which aren't entered yet."""
+        config = self._settings.config
+        decide = functools.partial(_static, blocks, load, config)
+        if type(self._policy) is not StaticPolicy:
+            asked = await self._ask_policy(blocks, order, load, turns)
+            return _decided(blocks, asked, config, new_rows)
+        return await turns.call(
+            lambda: _decided(blocks, decide(), config, new_rows), sum(map(len, blocks))
+        )
 
     async def _ask_policy(
-        self, blocks: Sequence[Block], order: Array | None, load: Load
-    ) -> tuple[Array, list[Decision]]:
-        """Return what a policy of the user's says of each job, as positions in a list."""
-        jobs = [(block, at) for block in blocks for at in range(len(block))]
-        codes = np.empty(len(jobs), np.int32)
+        self, blocks: Sequence[Block], order: Array | None, load: Load, turns: Turns
+    ) -> _Decisions:
+        """Return what a policy of the user's says of each job."""
+        starts = _starts(blocks)
+        codes = np.empty(starts[-1], np.int32)
         known: dict[Decision, int] = {}
         config = self._settings.config
-        turns = Turns(self._clock)
-        for i, position in enumerate(range(len(jobs)) if order is None else order.tolist()):
+        for i in range(len(codes)):
             if i % SLICE == 0:
                 await turns.pass_on()
-            block, at = jobs[position]
-            decision = self._policy.decide(block.job(at), load, config)
+            position = i if order is None else int(order[i])
+            block = bisect.bisect_right(starts, position) - 1
+            job = blocks[block].job(position - starts[block])
+            decision = self._policy.decide(job, load, config)
             codes[position] = known.setdefault(decision, len(known))
         return codes, list(known)
 
+    async def _place(
+        self, blocks: Sequence[Block], order: Array | None, books: list[Rows], turns: Turns
+    ) -> _Plan:
+        """Take room in the backlog for jobs with a budget, and drop those that find none."""
+        counted = sum(
+            int((block.bounded & _in_threads(rows.strategy)).sum())
+            for block, rows in zip(blocks, books, strict=True)
+        )
+        room = min(max(0, int(self._backlog.capacity) - self._backlog.waiting), counted)
+        self._backlog.grow(room)  # so that jobs that come meanwhile don't take it
+        try:
+            return await turns.call(
+                lambda: _placed(blocks, order, books, room, self._backlog, self._paces),
+                sum(map(len, blocks)),
+            )
+        except BaseException:
+            self._backlog.grow(-room)
+            raise
 
-def _static(
-    blocks: Sequence[Block], load: Load, config: RouterConfig
-) -> tuple[Array, list[Decision]]:
+
+_Decisions = tuple[Array, list[Decision]]
+"""What was decided of each job, block by block: positions in a list."""
+
+
+def _starts(blocks: Sequence[Block]) -> list[int]:
+    """Return where each block begins among all jobs, and where the last one ends."""
+    return list(itertools.accumulate(map(len, blocks), initial=0))
+
+
+def _static(blocks: Sequence[Block], load: Load, config: RouterConfig) -> _Decisions:
     if not blocks:
         return np.empty(0, np.uint8), []
     costs = np.concatenate([block.columns.compute_cost for block in blocks])
@@ -169,30 +189,22 @@ def _static(
     return decide_static(costs, scalings, load, config)
 
 
-def _closed(blocks: Sequence[Block]) -> tuple[Array, list[Decision]]:
+def _closed(blocks: Sequence[Block]) -> _Decisions:
     return np.zeros(sum(map(len, blocks)), np.uint8), [_ROUTER_CLOSED]
 
 
-def _plan(
+def _decided(
     blocks: Sequence[Block],
-    order: Array | None,
-    decide: Callable[[], tuple[Array, list[Decision]]],
+    decisions: _Decisions,
     config: RouterConfig,
-    room: int,
     new_rows: Callable[..., Rows],
-    new_part: Callable[..., Part],
-) -> _Plan:
-    """Say what becomes of each job; pure, and so for any thread.
-
-    A job without a budget waits for as long as it takes. One with a budget counts among the
-    waiting jobs, those before it included, and is dropped where there is no `room` for it.
-    """
-    codes, decisions = decide()
-    strategies = np.array([each.strategy.code for each in decisions], np.uint8)
-    reasons = [each.reason for each in decisions]
-    starts = list(itertools.accumulate(map(len, blocks), initial=0))
-    plan = _Plan(rows=[], dropped=[], queued=[], inline=[])
-    for block, start in zip(blocks, starts, strict=False):
+) -> list[Rows]:
+    """Make the books of each block; pure, and so for any thread."""
+    codes, known = decisions
+    strategies = np.array([each.strategy.code for each in known], np.uint8)
+    reasons = [each.reason for each in known]
+    books = []
+    for block, start in zip(blocks, _starts(blocks), strict=False):
         own = codes[start : start + len(block)]
         rows = new_rows(
             kind=block.kernel.name,
@@ -203,35 +215,50 @@ def _plan(
             reasons=reasons,
             values=block.kernel.no_values(len(block)),
         )
-        too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
-        if decisions != [_ROUTER_CLOSED]:
+        if known != [_ROUTER_CLOSED]:
+            too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
             rows.reroute(too_large, Strategy.DROP, "too_large")
-        plan.rows.append(rows)
-    for rows, own in zip(plan.rows, _beyond(room, blocks, plan.rows, starts, order), strict=True):
+        books.append(rows)
+    return books
+
+
+def _placed(
+    blocks: Sequence[Block],
+    order: Array | None,
+    books: list[Rows],
+    room: int,
+    backlog: Backlog,
+    paces: Mapping[Kernel, Pace],
+) -> _Plan:
+    """Say where each job goes; as good as pure, and so for any thread.
+
+    A job without a budget waits for as long as it takes. One with a budget counts among the
+    waiting jobs, those before it included, and is dropped where there is no `room` for it.
+    """
+    plan = _Plan(dropped=[], queued=[], inline=[])
+    for rows, own in zip(books, _beyond(room, blocks, books, order), strict=True):
         rows.reroute(own, Strategy.DROP, "queue_full")
-    for rows, block in zip(plan.rows, blocks, strict=True):
+    for rows, block in zip(books, blocks, strict=True):
+        new_part = functools.partial(Part, block, rows, backlog=backlog, pace=paces[block.kernel])
         plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))
         inline = np.flatnonzero(rows.strategy == Strategy.INLINE.code)
         queued = np.flatnonzero(_in_threads(rows.strategy))
         rows.reroute(*_together(rows, queued, block.kernel), "in_columns")
         if len(queued):
-            plan.queued.append(new_part(block, rows, queued, block.bounded[queued]))
+            plan.queued.append(new_part(queued, block.bounded[queued]))
         if len(inline):
-            plan.inline.append(new_part(block, rows, inline, np.zeros(len(inline), bool)))
+            plan.inline.append(new_part(inline, np.zeros(len(inline), bool)))
     return plan
 
 
 def _beyond(
-    room: int,
-    blocks: Sequence[Block],
-    rows: Sequence[Rows],
-    starts: Sequence[int],
-    order: Array | None,
+    room: int, blocks: Sequence[Block], books: Sequence[Rows], order: Array | None
 ) -> list[Array]:
     """Return which of each block's jobs find the backlog full, in the order of all."""
+    starts = _starts(blocks)
     counted = [
         np.flatnonzero(block.bounded & _in_threads(own.strategy)) + start
-        for block, own, start in zip(blocks, rows, starts, strict=False)
+        for block, own, start in zip(blocks, books, starts, strict=False)
     ]
     if sum(map(len, counted)) <= room:
         return [np.empty(0, np.int64) for _ in blocks]
@@ -265,7 +292,6 @@ async def _run_inline(part: Part) -> None:
     while (work := part.take(1, gather=False)) is not None:
         work.run()
         work.settle()
-        for error in part.rows.errors.values():
-            if isinstance(error, KeyboardInterrupt):  # someone stops the program
-                raise error
+        if work.interrupt is not None:
+            raise work.interrupt
         await anyio.lowlevel.checkpoint()

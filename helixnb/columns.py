@@ -67,7 +67,7 @@ class JobBlock:
         if not isinstance(kind, str):
             raise JobError(f"kind must be the name of a kernel, got {kind!r}")
         self.kind = kind
-        self.inputs = np.asarray(inputs)
+        self.inputs = self._array("inputs", inputs)
         if offsets is None and self.inputs.ndim != 2:
             raise JobError(
                 f"inputs must have two dimensions, a row a job, or come with offsets; got shape "
@@ -77,7 +77,7 @@ class JobBlock:
             raise JobError(
                 f"inputs must have one dimension beside offsets, got shape {self.inputs.shape}"
             )
-        self.offsets = None if offsets is None else np.asarray(offsets)
+        self.offsets = None if offsets is None else self._array("offsets", offsets)
         jobs = len(self.inputs) if self.offsets is None else max(len(self.offsets) - 1, 0)
         self.compute_cost = self._integers("compute_cost", compute_cost, jobs)
         self.id = np.arange(jobs, dtype=np.uint64) if id is None else self._integers("id", id, jobs)
@@ -91,13 +91,28 @@ class JobBlock:
         self._refuse(
             "latency_budget_ms", self.latency_budget_ms, wrong, "be >= 0 and finite, or NaN"
         )
-        self.params = dict(params or {})
+        if params is not None and not isinstance(params, Mapping):
+            raise JobError(f"{kind}: params must be a mapping of names to columns, got {params!r}")
+        self.params = {}
+        for name, values in (params or {}).items():
+            column = self._array(f"params[{name!r}]", values)
+            self.params[name] = np.full(jobs, column) if column.ndim == 0 else column
 
     def __len__(self) -> int:
         return len(self.compute_cost)
 
     def __repr__(self) -> str:
         return f"<JobBlock {self.kind}: {len(self)} jobs>"
+
+    def _array(self, name: str, values: Any) -> Array:
+        if isinstance(values, np.ma.MaskedArray):
+            raise JobError(
+                f"{self.kind}: {name} must not be masked: fill it, or compress it, first"
+            )
+        array = np.asarray(values)
+        if array.size == 0 and not isinstance(values, np.ndarray):
+            return array.astype(np.int64)  # nothing has no dtype of its own
+        return array
 
     def _integers(self, name: str, values: Any, jobs: int) -> Array:
         if isinstance(values, (list, tuple)):  # of which NumPy would make floats above 2**63
@@ -106,7 +121,7 @@ class JobBlock:
             except (TypeError, ValueError) as error:
                 raise JobError(f"{self.kind}: {error}") from error
         else:
-            column = np.asarray(values)
+            column = self._array(name, values)
         if column.dtype.kind not in "ui":
             raise JobError(f"{self.kind}: {name} must have an integer dtype, got {column.dtype}")
         if column.dtype.kind == "i":
@@ -114,7 +129,7 @@ class JobBlock:
         return self._shaped(name, column, np.uint64, jobs)
 
     def _floats(self, name: str, values: Any, jobs: int) -> Array:
-        column = np.asarray(values)
+        column = self._array(name, values)
         if column.dtype.kind not in "uif":
             raise JobError(f"{self.kind}: {name} must have a real dtype, got {column.dtype}")
         return self._shaped(name, column, np.float64, jobs)
@@ -163,7 +178,7 @@ class JobColumns:
         jobs = sum(map(len, self.blocks))
         self.order: Array | None = None
         if order is not None:
-            self.order = np.asarray(order)
+            self.order = np.array(order) if len(order) else np.empty(0, np.int64)
             named = self.order.dtype.kind in "ui" and self.order.shape == (jobs,)
             if not named or (np.sort(self.order) != np.arange(jobs)).any():
                 raise JobError(f"order must name each of {jobs} jobs once, got {self.order!r}")
@@ -198,8 +213,10 @@ class BlockOutcomes:
     """
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
         self.kind = rows.kind
+        # The caller may use its own arrays again now.
+        self._job_id = rows.job_id.copy()
+        self._latency_budget_ms = rows.latency_budget_ms.copy()
         self.values = rows.values
         self.status = rows.status
         self.decided = rows.decided
@@ -226,13 +243,13 @@ class BlockOutcomes:
         own = slice(start, stop)
         values = self.values[own]
         columns = (
-            self._rows.job_id[own].tolist(),
+            self._job_id[own].tolist(),
             self.status[own].tolist(),
             self.decided[own].tolist(),
             self.strategy[own].tolist(),
             self.reason[own].tolist(),
             self.latency_ms[own].tolist(),
-            self._rows.latency_budget_ms[own].tolist(),
+            self._latency_budget_ms[own].tolist(),
             (row.copy() for row in values) if values.ndim > 1 else values.tolist(),
         )
         for at, (job_id, code, decided, strategy, reason, latency_ms, budget, value) in enumerate(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease
-from helixnb._exec.work import Work
+from helixnb._exec.work import Work, warn_of_batch
 from helixnb._records import Array
 from helixnb_kernels import Columns, Kernel
 
 PIECE_JOBS = 4_096
 """How many jobs one kernel call takes at most: to settle that many takes the loop 0.3 ms."""
+
+FIRST_JOBS, GROWTH = 16, 4
+"""How many it takes at first, while nothing is known but a prediction, and how fast that grows."""
 
 GATHER_JOBS, GATHER_NS = 64, 10_000_000
 """Where a millisecond has fewer jobs than this, a call takes up to so many, and up to so long: few
@@ -25,6 +29,29 @@ jobs side by side gain little from sharing it."""
 
 ALONE_JOBS = 64
 """How many jobs that run one by one a thread takes at most."""
+
+
+class Pace:
+    """How a kernel's calls went so far, over all calls with columns.
+
+    Attributes
+    ----------
+    scale
+        What the last one took, over what its jobs were predicted to take alone.
+    most
+        How many jobs the next one may have.
+    """
+
+    __slots__ = ("most", "scale")
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.most = FIRST_JOBS
+
+    def learn(self, jobs: int, predicted_ns: float, computed_ns: int) -> None:
+        """Note how long a call took."""
+        self.scale = max(computed_ns / max(predicted_ns, 1.0), 1e-6)
+        self.most = min(PIECE_JOBS, max(self.most, GROWTH * jobs))
 
 
 class Jobs(Protocol):
@@ -60,16 +87,23 @@ class Part:
     """
 
     def __init__(
-        self, block: Jobs, rows: Rows, positions: Array, bounded: Array, backlog: Backlog
+        self,
+        block: Jobs,
+        rows: Rows,
+        positions: Array,
+        bounded: Array,
+        *,
+        backlog: Backlog,
+        pace: Pace,
     ) -> None:
         self.kernel = block.kernel
         self.columns = block.columns
         self.rows = rows
         self.positions = positions
         self.alone: deque[int] = deque()
+        self.pace = pace
         self._until_ns = np.cumsum(block.predicted_ns[positions])
         self._taken = 0
-        self._scale = 1.0
         self._whole = len(positions) == len(block.columns)
         self._bounded = np.concatenate(([0], np.cumsum(bounded)))
         self._backlog = backlog
@@ -84,9 +118,12 @@ class Part:
         """Predicted time of what waits, at the pace seen so far."""
         if self._taken == len(self.positions):
             return float(len(self.alone))
-        before_ns = self._until_ns[self._taken - 1] if self._taken else 0.0
-        left_ns = max(1.0, self._until_ns[-1] - before_ns)
-        return float(left_ns * self._scale)
+        return max(1.0, self.predicted_ns(self._taken, len(self.positions)) * self.pace.scale)
+
+    def predicted_ns(self, start: int, stop: int) -> float:
+        """Return how long some jobs should take one after the other."""
+        before_ns = self._until_ns[start - 1] if start else 0.0
+        return float(self._until_ns[stop - 1] - before_ns)
 
     def take(self, sharers: int, *, gather: bool = True) -> Work | None:
         """Take what is worth about a millisecond, or a fair share of less.
@@ -104,12 +141,11 @@ class Part:
         start = self._taken
         if start == len(self.positions):
             return None
-        most = ALONE_JOBS if self.kernel.serial is None else PIECE_JOBS
-        limit_ns = min(CHUNK_NS, max(self.left_ns / sharers, HOP_PAYS_NS)) / self._scale
-        stop = self._reach(limit_ns)
+        fair_ns = max(self.left_ns / sharers, HOP_PAYS_NS)
+        stop = self._reach(min(CHUNK_NS, fair_ns))
         if stop < start + GATHER_JOBS and gather:
-            limit_ns = min(GATHER_NS, max(self.left_ns / sharers, HOP_PAYS_NS)) / self._scale
-            stop = min(self._reach(limit_ns), start + GATHER_JOBS)
+            stop = min(self._reach(min(GATHER_NS, fair_ns)), start + GATHER_JOBS)
+        most = ALONE_JOBS if self.kernel.serial is None else self.pace.most
         stop = min(max(stop, start + 1), start + most, len(self.positions))
         self._release(stop)
         if self.kernel.serial is None:
@@ -118,9 +154,10 @@ class Part:
         return Piece(self, start, stop, live=len(live) > 0)
 
     def _reach(self, limit_ns: float) -> int:
-        """Return up to where the jobs that come next are predicted to take so long."""
+        """Return up to where the jobs that come next should take so long."""
         before_ns = self._until_ns[self._taken - 1] if self._taken else 0.0
-        return int(np.searchsorted(self._until_ns, before_ns + limit_ns, side="right"))
+        until_ns = before_ns + limit_ns / self.pace.scale
+        return int(np.searchsorted(self._until_ns, until_ns, side="right"))
 
     def _release(self, stop: int) -> None:
         counted = int(self._bounded[stop] - self._bounded[self._taken])
@@ -137,13 +174,6 @@ class Part:
         if self._whole:
             return self.columns, start, stop
         return self.columns.take(self.positions[start:stop]), 0, stop - start
-
-    def learn(self, start: int, stop: int, computed_ns: int) -> None:
-        """Note how long a piece took, which sets how many jobs the next ones have."""
-        before_ns = self._until_ns[start - 1] if start else 0.0
-        predicted_ns = max(self._until_ns[stop - 1] - before_ns, 1.0)
-        seen = computed_ns / predicted_ns
-        self._scale = max(min(seen, 4 * self._scale), self._scale / 4, 1e-6)
 
 
 class Piece(Work):
@@ -166,10 +196,14 @@ class Piece(Work):
             self._values, self._failed, _ = part.kernel.run_columns(
                 *part.cut(self._start, self._stop)
             )
-        except BaseException:
-            return  # they run alone, so that only those fail that raise by themselves
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # they run alone, so that only those fail that must
+            warn_of_batch(part.kernel, error)
+            return
         self.batched = self._stop - self._start
-        part.learn(self._start, self._stop, time.thread_time_ns() - began_ns)
+        predicted_ns = part.predicted_ns(self._start, self._stop)
+        part.pace.learn(self.batched, predicted_ns, time.thread_time_ns() - began_ns)
 
     def settle(self) -> None:
         if not self._live:
@@ -196,7 +230,9 @@ class Alone(Work):
     def __init__(self, part: Part, jobs: list[int]) -> None:
         self._part = part
         self._jobs = jobs
-        self._ended: list[tuple[int, Any, BaseException | None]] = []
+        self._completed: list[int] = []
+        self._values = part.kernel.no_values(len(jobs))
+        self._failed: list[tuple[int, BaseException]] = []
         self._left: list[int] = []
 
     def run(self) -> None:
@@ -217,22 +253,23 @@ class Alone(Work):
                     int(columns.job_id[at]),
                     tuple(column[at].item() for column in columns.params),
                 )()
+                self._values[len(self._completed)] = value
             except BaseException as error:
-                self._ended.append((job, None, error))
+                self._failed.append((job, error))
+                if isinstance(error, KeyboardInterrupt):
+                    self.interrupt = error
+                    self._left = self._jobs[done + 1 :]
+                    return
             else:
-                self._ended.append((job, value, None))
+                self._completed.append(job)
 
     def settle(self) -> None:
         part = self._part
-        completed = [(job, value) for job, value, error in self._ended if error is None]
-        if completed:
-            values = np.empty((len(completed), *part.rows.values.shape[1:]), part.rows.values.dtype)
-            for i, (_, value) in enumerate(completed):
-                values[i] = value
-            part.rows.complete(part.positions[[job for job, _ in completed]], values)
-        for job, _, error in self._ended:
-            if error is not None:
-                part.rows.fail(part.positions[job : job + 1], error)
+        if self._completed:
+            values = self._values[: len(self._completed)]
+            part.rows.complete(part.positions[self._completed], values)
+        for job, error in self._failed:
+            part.rows.fail(part.positions[job : job + 1], error)
         part.alone.extendleft(reversed(self._left))
 
     def fail(self, error: BaseException) -> None:
@@ -246,19 +283,16 @@ class ColumnLane(Lane):
         self._parts = parts
 
     def due_in_ns(self) -> float:
-        return 0 if self.work_ns else float("inf")
-
-    @property
-    def work_ns(self) -> float:
-        return sum(part.left_ns for part in self._parts)
+        return 0 if self.threads_worth else math.inf
 
     @property
     def threads_worth(self) -> int:
-        return 1 + int(self.work_ns / HOP_PAYS_NS)
+        left_ns = sum(part.left_ns for part in self._parts)
+        return 1 + int(left_ns / HOP_PAYS_NS) if left_ns else 0
 
-    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
+    def take(self, lease: Lease) -> Work | None:  # noqa: ARG002  # as declared
         for part in self._parts:
-            if (work := part.take(sharers)) is not None:
+            if (work := part.take(1 + self.sent)) is not None:
                 return work
         return None
 

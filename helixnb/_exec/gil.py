@@ -17,14 +17,17 @@ import anyio
 
 from helixnb._exec.slots import Slots
 
-PERIOD_S = 0.001
-"""How often it is measured whether the loop idles: about as often as a chunk ends."""
+PERIOD_S, LONGEST_PERIOD_S = 0.001, 0.005
+"""How often it is measured whether the loop idles: about as often as a chunk ends, and less often
+while it does."""
 
-WATCH_NS = 50_000_000
-"""How long a loop that doesn't is watched, pass by pass, until it is measured again."""
+WATCH_NS, LONGEST_WATCH_NS = 2_000_000, 50_000_000
+"""How long a loop that doesn't is watched, pass by pass, until it is measured again; the longer,
+the more often that has shown that it still doesn't. To watch one that idles takes a CPU."""
 
-LOOK_NS = 100_000
-"""The least time between two looks at the threads."""
+LOOK_NS, LONGEST_LOOK_NS = 100_000, 5_000_000
+"""The least time between two looks at the threads, and after naps that changed nothing: a thread
+may stand still for reasons of its own."""
 
 NAP_S, NAPS = 20e-6, 4
 """How long a nap is, and how many in a row for a thread that doesn't wake up in time. A sleeping
@@ -71,15 +74,18 @@ async def yield_gil(
 
     What they hand over then is settled at once: the loop would see that they woke it a pass later.
     """
+    period_s, watch_ns, pause_ns = PERIOD_S, WATCH_NS, LOOK_NS
     while True:
         await slots.wait_busy()
         computed_ns, at_ns = time.thread_time_ns(), time.perf_counter_ns()
-        await anyio.sleep(PERIOD_S)
+        await anyio.sleep(period_s)
         computed_ns = time.thread_time_ns() - computed_ns
         now_ns = time.perf_counter_ns()
         if computed_ns < SATURATED * (now_ns - at_ns):
+            period_s, watch_ns = min(2 * period_s, LONGEST_PERIOD_S), WATCH_NS
             continue
-        look_ns, until_ns = now_ns, now_ns + WATCH_NS
+        look_ns, until_ns = now_ns, now_ns + watch_ns
+        period_s, watch_ns = PERIOD_S, min(2 * watch_ns, LONGEST_WATCH_NS)
         while slots.busy and now_ns < until_ns:
             if now_ns >= look_ns:
                 naps = 0
@@ -88,6 +94,7 @@ async def yield_gil(
                     naps += 1
                 if naps:
                     settle_done()
-                look_ns = time.perf_counter_ns() + LOOK_NS
+                pause_ns = min(2 * pause_ns, LONGEST_LOOK_NS) if naps == NAPS else LOOK_NS
+                look_ns = time.perf_counter_ns() + pause_ns
             await anyio.lowlevel.checkpoint()
             now_ns = time.perf_counter_ns()

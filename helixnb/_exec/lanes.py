@@ -44,7 +44,15 @@ class Settings(Protocol):
 
 
 class Lane(ABC):
-    """Work that waits for worker threads. `take` is called in them, one at a time."""
+    """Work that waits for worker threads. `take` is called in them, one at a time.
+
+    Attributes
+    ----------
+    sent
+        How many threads are on their way because of this lane.
+    """
+
+    sent = 0
 
     @abstractmethod
     def due_in_ns(self) -> float:
@@ -52,24 +60,14 @@ class Lane(ABC):
 
     @property
     @abstractmethod
-    def work_ns(self) -> float:
-        """Predicted time of all that waits here."""
-
-    @property
-    @abstractmethod
     def threads_worth(self) -> int:
         """How many threads what waits here is worth, if it is due."""
 
     @abstractmethod
-    def take(self, lease: Lease, sharers: int) -> Work | None:
+    def take(self, lease: Lease) -> Work | None:
         """Take what one thread shall do now, None if nothing is due.
 
-        Parameters
-        ----------
-        lease
-            The slot of the thread, which may be extended.
-        sharers
-            How many threads are about to take from the lanes, this one included.
+        `lease` is the slot of the thread, which may be extended.
         """
 
 
@@ -79,10 +77,6 @@ class QueueLane(Lane):
     def __init__(self, backlog: Backlog, ledger: Ledger) -> None:
         self.queue = JobQueue(backlog)
         self._ledger = ledger
-
-    @property
-    def work_ns(self) -> float:
-        return self.queue.work_ns
 
     def due_in_ns(self) -> float:
         return 0 if self.queue else math.inf
@@ -95,8 +89,8 @@ class PoolLane(QueueLane):
     def threads_worth(self) -> int:
         return min(len(self.queue), 1 + int(self.queue.work_ns / HOP_PAYS_NS))
 
-    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
-        share = -(-len(self.queue) // sharers)
+    def take(self, lease: Lease) -> Work | None:  # noqa: ARG002  # as declared
+        share = -(-len(self.queue) // (1 + self.sent))
         entries = self.queue.take(min(share, CHUNK_JOBS), CHUNK_NS) if share else []
         return Chunk(self._ledger, entries) if entries else None
 
@@ -135,7 +129,7 @@ class BatchLane(QueueLane):
             config.batch_max_delay_ms,
         )
 
-    def take(self, lease: Lease, sharers: int) -> Work | None:  # noqa: ARG002  # as declared
+    def take(self, lease: Lease) -> Work | None:
         if self.due_in_ns() > 0:
             return None
         config = self._settings.config

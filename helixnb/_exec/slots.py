@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import anyio
 
@@ -16,15 +17,18 @@ class Lease:
         How many slots are held, and so on how many threads the holder may compute; 0 for none.
     begun
         Whether its thread has begun.
+    lane
+        The lane that the thread was sent for.
     wanted
         Held; released to wake the thread, which has slots again then.
     """
 
-    __slots__ = ("begun", "size", "wanted")
+    __slots__ = ("begun", "lane", "size", "wanted")
 
     def __init__(self) -> None:
         self.size = 0
         self.begun = False
+        self.lane: Any = None
         self.wanted = threading.Lock()
         self.wanted.acquire()
 

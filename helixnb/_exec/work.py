@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Any
@@ -13,6 +15,10 @@ from helixnb_kernels import Kernel
 TOGETHER = 8
 """Jobs of one kernel in a chunk from which on they run in one call: that many calls cost more,
 each of which takes the GIL back at its end."""
+
+logger = logging.getLogger("helixnb")
+
+_warned: weakref.WeakSet[Kernel] = weakref.WeakSet()
 
 Ended = tuple[Entry, Any, BaseException | None]
 
@@ -26,10 +32,13 @@ class Work(ABC):
         How many jobs it ran in one call as a batch, 0 for none.
     parallel
         Whether that call ran on several threads.
+    interrupt
+        The KeyboardInterrupt that ended it early, which its jobs had no part in.
     """
 
     batched = 0
     parallel = False
+    interrupt: KeyboardInterrupt | None = None
 
     @abstractmethod
     def run(self) -> None:
@@ -143,7 +152,8 @@ def run_together(
             threads=threads,
             weights=[entry.predicted_ns for entry in live] if threads > 1 else None,
         )
-    except BaseException:
+    except BaseException as error:
+        warn_of_batch(kernel, error)
         return _rerun(ledger, live), False
     if not result.failed:
         return [
@@ -156,6 +166,15 @@ def run_together(
         if i not in failed
     ]
     return ended + _rerun(ledger, [live[i] for i in result.failed]), result.parallel
+
+
+def warn_of_batch(kernel: Kernel, error: BaseException) -> None:
+    """Log that a batch form raised, once a kernel: its jobs have lost what it gains."""
+    if kernel not in _warned:
+        _warned.add(kernel)
+        logger.warning(
+            "a batch of kernel %s raised %r as a whole; its jobs run one by one", kernel.name, error
+        )
 
 
 def _rerun(ledger: Ledger, entries: list[Entry]) -> list[Ended]:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,7 +16,7 @@ import anyio
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.gil import own_clock, waits
-from helixnb._exec.lanes import HOP_PAYS_NS, Lane
+from helixnb._exec.lanes import Lane
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Chunk, Work
 
@@ -50,6 +51,8 @@ class Workers:
         self._tasks = tasks
         self._clock = clock
         self._supervise = supervise
+        # A thread runs the jobs of many callers: none of them shall see one caller's variables.
+        self._context = copy_context()
         self._lanes: deque[Lane] = deque()
         self._taking = threading.Lock()
         self._starting = 0
@@ -91,47 +94,54 @@ class Workers:
             if not self._slots.idle:
                 return False
             self._spawned.push(entry)
-            lease = self._engage()
+            lease = self._engage(None)
         self._send(lease)
         return True
 
-    def _engage(self) -> Lease:
+    def look(self, lane: Lane) -> None:
+        """Send threads if there is work in a lane, slots are free, and it is worth it."""
+        if self._slots.idle and lane.threads_worth > lane.sent:
+            due_in_ns = lane.due_in_ns()
+            if due_in_ns > 0:
+                self._wake_in(due_in_ns)
+                return
+            while lane.threads_worth > lane.sent:
+                with self._taking:
+                    if not self._slots.idle:
+                        return
+                    lease = self._engage(lane)
+                self._send(lease)
+
+    def _engage(self, lane: Lane | None) -> Lease:
         """Take a slot for a thread: one that lingers, or another. `_taking` is held."""
         lease = self._lingering.pop() if self._lingering else Lease()
         self._slots.take(lease)
         self._starting += 1
+        lease.lane = lane
+        if lane is not None:
+            lane.sent += 1
         return lease
 
     def _send(self, lease: Lease) -> None:
         if lease.begun:
             lease.wanted.release()
         else:
-            self._tasks.start_soon(self._supervise, self._visit, lease)
+            self._context.run(self._tasks.start_soon, self._supervise, self._visit, lease)
 
-    def look(self, lane: Lane) -> None:
-        """Send threads if there is work in a lane, slots are free, and it is worth it."""
-        if self._slots.idle and not (
-            self._starting and lane.work_ns <= self._starting * HOP_PAYS_NS
-        ):
-            due_in_ns = lane.due_in_ns()
-            if due_in_ns > 0:
-                self._wake_in(due_in_ns)
-                return
-            while self._starting < lane.threads_worth:
-                with self._taking:
-                    if not self._slots.idle:
-                        return
-                    lease = self._engage()
-                self._send(lease)
-
-    def one_waits(self) -> bool:
-        """Tell whether a thread is on its way, or stands still in the middle of its work."""
-        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
+    def _arrive(self, lease: Lease) -> None:
+        """Note that a thread that was sent begins, or never will. `_taking` is held."""
+        self._starting -= 1
+        if lease.lane is not None:
+            lease.lane.sent -= 1
 
     def look_around(self) -> None:
         """Look at all lanes: slots came free, or settings have changed."""
         for lane in tuple(self._lanes):
             self.look(lane)
+
+    def one_waits(self) -> bool:
+        """Tell whether a thread is on its way, or stands still in the middle of its work."""
+        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
 
     def _wake_in(self, delay_ns: float) -> None:
         at_ns = self._clock() + delay_ns
@@ -157,16 +167,22 @@ class Workers:
             self._receiver.recv(64)
             self._awake = False
             self.settle_done()
-            self.look_around()  # a slot may have come free
 
     def settle_done(self) -> None:
-        """Settle what threads have handed over."""
+        """Settle what threads have handed over, and look at what the slots can do now."""
+        self._settle()
+        self.look_around()
+
+    def _settle(self) -> None:
         while self._done:
             work, error = self._done.popleft()
-            if error is not None:
-                work.fail(error)
-            else:
-                work.settle()
+            try:
+                if error is not None:
+                    work.fail(error)
+                else:
+                    work.settle()
+            except Exception as fault:  # what a kernel gave isn't what it declared
+                work.fail(fault)
             self.batches += work.batched > 0
             self.batched_jobs += work.batched
             self.parallel_launches += work.parallel
@@ -178,14 +194,15 @@ class Workers:
         except Exception as error:
             if lease.begun:
                 raise  # a fault of our own
-            work = self._take(lease)  # no thread could be started
+            with self._taking:
+                work = self._take(lease)  # no thread could be started
             if work is not None:
                 work.fail(error)
         finally:
             if not lease.begun:
                 with self._taking:
-                    self._starting -= 1
-            self.settle_done()
+                    self._arrive(lease)
+            self._settle()
             self._slots.release(lease)
         self.look_around()
 
@@ -208,48 +225,50 @@ class Workers:
                 lease.wanted.acquire()  # somebody has just taken the thread on
 
     def _serve(self, lease: Lease) -> None:
-        """Do what is due, then linger: the slot is free from then on."""
+        """Do what is due, then linger.
+
+        The slot is free before the last work is handed over, so that its caller finds it so.
+        """
         with self._taking:
-            self._starting -= 1
-            work = self._take(lease)
-            if work is None:
-                self._linger(lease)
+            self._arrive(lease)
+            work = self._take_or_linger(lease)
         while work is not None:
             error = None
             try:
                 work.run()
             except BaseException as caught:
                 error = caught
-            self._slots.shrink(lease)
-            self._done.append((work, error))
-            with self._taking:
-                work = self._take(lease)
-                if work is None:
-                    self._linger(lease)
-            self._wake_loop()
+            done = work
+            try:
+                with self._taking:
+                    self._slots.shrink(lease)
+                    work = self._take_or_linger(lease)
+            finally:
+                self._done.append((done, error))
+            if not self._awake:
+                self._awake = True
+                with contextlib.suppress(OSError):  # the router is gone: its tasks were killed
+                    self._sender.send(b"\0")
 
-    def _linger(self, lease: Lease) -> None:
-        self._slots.release(lease)
-        self._lingering.append(lease)
-
-    def _wake_loop(self) -> None:
-        if not self._awake:
-            self._awake = True
-            with contextlib.suppress(OSError):  # the router is gone: its tasks were killed
-                self._sender.send(b"\0")
+    def _take_or_linger(self, lease: Lease) -> Work | None:
+        work = self._take(lease)
+        if work is None:
+            self._slots.release(lease)
+            self._lingering.append(lease)
+        return work
 
     def _take(self, lease: Lease) -> Work | None:
         """Take work for a thread, from each lane in turn; None if there is none, or no slot.
 
         `_taking` is held.
         """
+        if entries := self._spawned.take(1):  # which has a slot, even if there are fewer by now
+            return Chunk(self._ledger, entries)
         if self._slots.busy > self._slots.total:
             return None
-        if entries := self._spawned.take(1):
-            return Chunk(self._ledger, entries)
         for _ in range(len(self._lanes)):
             lane = self._lanes[0]
             self._lanes.rotate(-1)
-            if (work := lane.take(lease, 1 + self._starting)) is not None:
+            if (work := lane.take(lease)) is not None:
                 return work
         return None

@@ -138,7 +138,7 @@ def convert(
     elif given.ndim != 1:
         raise ValueError(f"inputs must have one or two dimensions, got shape {given.shape}")
     else:
-        offsets = np.ascontiguousarray(as_array(offsets, DTYPES["int64"], "offsets"))
+        offsets = _column(as_array(offsets, DTYPES["int64"], "offsets"))
         _check_offsets(offsets, jobs, len(given))
         if (
             spec.length is not None
@@ -157,7 +157,7 @@ def convert(
         raise ValueError(f"params must be {declared}, got {', '.join(params) or 'none'}")
     columns = []
     for name, param in param_specs.items():
-        column = np.ascontiguousarray(as_array(params[name], param.dtype, f"params[{name!r}]"))
+        column = _column(as_array(params[name], param.dtype, f"params[{name!r}]"))
         if column.shape != (jobs,):
             raise ValueError(
                 f"params[{name!r}] must have one element a job, {jobs}, got shape {column.shape}"
@@ -166,10 +166,15 @@ def convert(
     return Columns(
         inputs=flat,
         offsets=offsets,
-        compute_cost=compute_cost,
-        job_id=job_id,
+        compute_cost=_column(compute_cost),
+        job_id=_column(job_id),
         params=tuple(columns),
     )
+
+
+def _column(values: Array) -> Array:
+    """Return a column as the batch forms take it; one that can't be written to isn't their type."""
+    return np.require(values, requirements=("C", "A", "W"))
 
 
 def _check_offsets(offsets: Array, jobs: int, inputs: int) -> None:
@@ -178,7 +183,8 @@ def _check_offsets(offsets: Array, jobs: int, inputs: int) -> None:
             f"offsets must have one element more than there are jobs, {jobs + 1}, got shape "
             f"{offsets.shape}"
         )
-    if offsets[0] < 0 or offsets[-1] > inputs or (np.diff(offsets) < 0).any():
+    # Differences could wrap; comparisons can't.
+    if offsets[0] < 0 or offsets[-1] > inputs or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(
             f"offsets must rise from 0 or more to at most {inputs}, the inputs' number"
         )
