@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import pickle
 import threading
 from typing import Any
 
@@ -447,6 +449,13 @@ def test_blocks_that_cant_go_together() -> None:
             "kind HashMix: offsets must rise from 0 or more to at most 4",
         ),
         (
+            JobBlock(
+                "HashMix", np.zeros(4, np.uint64), offsets=[0, 2**63 - 1, -2, 2], compute_cost=1
+            ),
+            JobError,
+            "offsets must rise",
+        ),
+        (
             JobBlock("HashMix", np.zeros(4, np.uint64), offsets=[0, 5], compute_cost=1),
             JobError,
             "offsets must rise",
@@ -483,3 +492,93 @@ async def test_the_router_must_be_open() -> None:
     """As for single jobs."""
     with pytest.raises(helixnb.RouterStateError, match="the router isn't open"):
         await Router().submit_many([])
+
+
+async def test_the_callers_arrays_are_its_own_again() -> None:
+    """What it writes into them afterwards changes no outcome; read-only ones do as well."""
+    ids, order = np.arange(4, dtype=np.uint64), np.array([3, 1, 0, 2])
+    budgets, costs = np.full(4, 60_000.0), np.full(4, 640, np.uint64)
+    costs.setflags(write=False)
+    columns = JobColumns([block(4, id=ids, latency_budget_ms=budgets, compute_cost=costs)], order)
+    async with router(policy=Always(Strategy.BATCH)) as r:
+        outcomes = await r.submit_many(columns)
+        assert r.stats().batches == 1
+    ids[:] = 9
+    order[:] = 0
+    budgets[:] = 0
+    assert [each.job_id for each in outcomes] == [3, 1, 0, 2]
+    assert all(each.met_budget for each in outcomes)
+    copied = pickle.loads(pickle.dumps(outcomes))
+    assert [each.value for each in copied] == [each.value for each in outcomes]
+
+
+async def test_values_that_arent_what_was_declared_fail_their_own_rows() -> None:
+    """A column has one dtype; the router goes on."""
+    kernel = Kernel(
+        name="Odd", solo=lambda inputs, cost, job_id: -1 if job_id == 1 else 5, returns="uint64"
+    )
+    for strategy in (Strategy.INLINE, Strategy.CPU_POOL):
+        async with router(kernel, policy=Always(strategy)) as r:
+            outcomes = await r.submit_many(JobColumns([block(3, "Odd")]))
+            assert [each.value_or(None) for each in outcomes] == [5, None, 5]
+            with pytest.raises(OverflowError):
+                _ = outcomes[1].value
+            assert r.is_open
+        check_balanced(r.stats())
+
+
+async def test_a_kernel_of_unknown_speed_starts_with_few_jobs() -> None:
+    """Its author's guess may be wrong by far; the pieces grow with what is seen."""
+    sizes: list[int] = []
+
+    def serial(*arguments: Any) -> None:
+        sizes.append(len(arguments[4]))
+        arguments[-1][:] = arguments[4]
+
+    kernel = Kernel(
+        name="K",
+        solo=lambda inputs, cost, job_id: job_id,
+        serial=serial,
+        returns="uint64",
+        ns_per_work=1e-6,
+    )
+    async with router(kernel, policy=Always(Strategy.BATCH), cpu_parallelism=1) as r:
+        outcomes = await r.submit_many(JobColumns([block(5_000, "K")]))
+    assert outcomes["K"].values.tolist() == list(range(5_000))
+    assert sizes[0] == 16
+    assert sum(sizes) == 5_000
+    assert all(after <= 4 * before for before, after in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+async def test_an_interrupt_stops_the_call(batched: bool) -> None:
+    """Ctrl-C in a kernel that runs on the loop is no job's failure."""
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    kernel = Kernel(
+        name="K", solo=interrupt, serial=interrupt if batched else None, returns="uint64"
+    )
+    async with router(kernel, policy=Always(Strategy.INLINE)) as r:
+        with pytest.raises(KeyboardInterrupt):
+            await r.submit_many(JobColumns([block(30, "K")]))
+        stats = r.stats()
+        assert stats.completed == 0
+        assert stats.cancelled >= 29
+    check_balanced(r.stats())
+
+
+def test_nothing_has_no_dtype() -> None:
+    """Empty lists are legal columns; masked ones never are."""
+    made = JobBlock("HashMix", [], offsets=[0, 0, 0], compute_cost=[5, 6])
+    assert len(made) == 2
+    assert len(JobBlock("HashMix", [], offsets=[0], compute_cost=[], id=[])) == 0
+    assert len(JobColumns([], [])) == 0
+    masked = np.ma.MaskedArray([1, 2], [False, True])
+    for fields in ({"inputs": masked}, {"compute_cost": masked}, {"latency_budget_ms": masked}):
+        given: dict[str, Any] = {"inputs": [0, 0], "compute_cost": 1} | fields
+        with pytest.raises(JobError, match="must not be masked"):
+            JobBlock("HashMix", offsets=[0, 1, 2], **given)
+    with pytest.raises(JobError, match="params must be a mapping of names to columns, got 5"):
+        JobBlock("HashMix", [], offsets=[0], compute_cost=1, params=5)  # type: ignore[arg-type]

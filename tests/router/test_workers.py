@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
 from support import Always, Gate, check_balanced, job, router, submit_all
 
-from helixnb import Kernel, Strategy
+from helixnb import Kernel, Router, RouterConfig, Status, Strategy
 from helixnb._exec.gil import own_clock, waits
 from helixnb_kernels import HASH_MIX, warm_up
 
@@ -154,3 +155,87 @@ def test_a_thread_that_stands_still_is_told_from_one_that_computes() -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+async def test_one_job_after_the_other_finds_the_router_idle() -> None:
+    """A slot is free when its job has its outcome, or the static policy would drop the next one."""
+    async with Router(RouterConfig(cpu_parallelism=2)) as r:
+        for i in range(200):
+            outcome = await r.submit(job(i, compute_cost=20_000))
+            assert outcome.strategy is Strategy.SPAWN
+            assert outcome.status is Status.COMPLETED
+    check_balanced(r.stats())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Strategy.SPAWN, Strategy.CPU_POOL),
+        (Strategy.SPAWN, Strategy.BATCH),
+        (Strategy.CPU_POOL, Strategy.BATCH),
+        (Strategy.BATCH, Strategy.CPU_POOL),
+    ],
+)
+async def test_lanes_send_threads_each_for_itself(first: Strategy, second: Strategy) -> None:
+    """A job that comes right behind another lane's has the other slot at once."""
+    gate = Gate()
+    policy = Always(first)
+    async with router(gate.kernel, policy=policy, batch_max_delay_ms=0) as r:
+        held = r.submit_soon(job(1, "Gate"))
+        policy.strategy = second
+        with anyio.fail_after(5):
+            assert (await r.submit(job(2))).status is Status.COMPLETED
+        assert not held.done
+        gate.open()
+    check_balanced(r.stats())
+
+
+async def test_spawned_jobs_keep_their_slot_when_there_are_fewer() -> None:
+    """They were promised one; only what comes later finds the router smaller."""
+    gate = Gate()
+    gate.open()
+    async with router(gate.kernel, policy=Always(Strategy.SPAWN), cpu_parallelism=4) as r:
+        tickets = [r.submit_soon(job(i, "Gate")) for i in range(4)]
+        r.reconfigure(cpu_parallelism=1)
+        with anyio.fail_after(5):
+            assert [(await ticket.wait()).value for ticket in tickets] == [0, 1, 2, 3]
+    check_balanced(r.stats())
+
+
+who = ContextVar("who", default="nobody")
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH])
+async def test_no_job_sees_the_variables_of_another_caller(strategy: Strategy) -> None:
+    """A thread that one caller's job has woken runs those of others too."""
+    seen: list[str] = []
+    kernel = Kernel(name="Who", solo=lambda inputs, cost, job_id: seen.append(who.get()))
+    async with router(kernel, policy=Always(strategy), cpu_parallelism=1) as r:
+
+        async def submit(name: str) -> None:
+            who.set(name)
+            await r.submit(job(1, "Who"))
+
+        async with anyio.create_task_group() as tasks:
+            for name in "abcdef":
+                tasks.start_soon(submit, name)
+    assert seen == ["nobody"] * 6
+
+
+async def test_a_batch_that_fails_as_a_whole_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its jobs are answered all the same, but what was to make them fast is broken."""
+
+    def serial(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    kernel = Kernel(
+        name="Broken", solo=lambda inputs, cost, job_id: 1, serial=serial, returns="uint64"
+    )
+    async with router(kernel, policy=Always(Strategy.BATCH), batch_max_jobs=2) as r:
+        await submit_all(r, [job(i, "Broken") for i in range(6)])
+    messages = [each.getMessage() for each in caplog.records if each.name == "helixnb"]
+    assert messages == [
+        "a batch of kernel Broken raised RuntimeError('broken') as a whole; its jobs run one by one"
+    ]
