@@ -76,6 +76,7 @@ class Many:
     ) -> Outcomes:
         """Bring jobs to their outcomes; those that haven't ended are cancelled with the caller."""
         arrived_ns = self._clock()
+        await anyio.lowlevel.checkpoint()  # even if every job will be dropped
         turns = Turns(self._clock, self._planners)
         blocks, order = await checked_blocks(jobs, kernels, turns)
         settled = anyio.Event()
@@ -126,13 +127,13 @@ class Many:
     ) -> list[Rows]:
         """Decide on one snapshot of the load; returns the books, which aren't entered yet."""
         config = self._settings.config
-        decide = functools.partial(_static, blocks, load, config)
-        if type(self._policy) is not StaticPolicy:
-            asked = await self._ask_policy(blocks, order, load, turns)
-            return _decided(blocks, asked, config, new_rows)
-        return await turns.call(
-            lambda: _decided(blocks, decide(), config, new_rows), sum(map(len, blocks))
-        )
+        if type(self._policy) is StaticPolicy:
+            return await turns.call(
+                lambda: _decided(blocks, _static(blocks, load, config), config, new_rows),
+                sum(map(len, blocks)),
+            )
+        asked = await self._ask_policy(blocks, order, load, turns)
+        return _decided(blocks, asked, config, new_rows)
 
     async def _ask_policy(
         self, blocks: Sequence[Block], order: Array | None, load: Load, turns: Turns
