@@ -97,12 +97,12 @@ class Many:
         # From here to the queues nothing awaits, so that nobody sees half of it.
         for rows in books:
             rows.enter()
-        for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
-            rows.settle(dropped, Status.DROPPED)
-            log_rows(rows, block.job, load)
         lane = ColumnLane(plan.queued)
         self._workers.add(lane)
         try:
+            for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
+                rows.settle(dropped, Status.DROPPED)
+                log_rows(rows, block.job, load)
             self._workers.look(lane)
             for part in plan.inline:
                 await _run_inline(part)

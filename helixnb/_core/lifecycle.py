@@ -161,7 +161,7 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
-        self.beginning = threading.Lock()
+        self.beginning = threading.RLock()
         self.submitted = 0
         self._in_flight: set[Entry] = set()
         self._rows: set[RowsInFlight] = set()
@@ -241,11 +241,11 @@ class Ledger:
             self.within_budget += outcome.met_budget
         elif status is Status.DROPPED:
             self.dropped_by_reason[reason] += 1
-        elif status is Status.FAILED and entry.orphaned:
-            log_unseen_failure(outcome, traceback=True)
         if entry.done is not None:
             entry.done.set()
         self._check_idle()
+        if status is Status.FAILED and entry.orphaned:
+            log_unseen_failure(outcome, traceback=True)
         return True
 
     def _check_idle(self) -> None:

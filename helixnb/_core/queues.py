@@ -21,7 +21,7 @@ class Backlog:
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
         self.waiting = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a finaliser may discard a job while it is held
 
     @property
     def is_full(self) -> bool:
@@ -60,7 +60,9 @@ class JobQueue:
     def oldest_ns(self) -> float:
         """When the job at the front arrived, infinite for an empty queue."""
         with self._backlog.lock:
-            return next((entry.arrived_ns for entry in self._entries), math.inf)
+            for entry in self._entries:
+                return entry.arrived_ns
+        return math.inf
 
     def push(self, entry: Entry) -> None:
         """Append a job. Whether there is room is for the caller to ask `Backlog.is_full`."""
@@ -73,8 +75,7 @@ class JobQueue:
     def discard(self, entry: Entry) -> None:
         """Take a job out, wherever it stands, if it is still here."""
         with self._backlog.lock:
-            if entry in self._entries:
-                self._remove(entry)
+            self._remove(entry)
 
     def take(self, most: int, limit_ns: float = math.inf) -> list[Entry]:
         """Take jobs from the front: at most `most`, and no further one past `limit_ns`.
@@ -94,16 +95,18 @@ class JobQueue:
                 total_ns += entry.predicted_ns
                 if taken and total_ns > limit_ns:
                     break
-                self._remove(entry)
-                taken.append(entry)
+                if self._remove(entry):
+                    taken.append(entry)
         return taken
 
-    def _remove(self, entry: Entry) -> None:
-        del self._entries[entry]
+    def _remove(self, entry: Entry) -> bool:
+        if self._entries.pop(entry, self) is self:
+            return False
         entry.queue = None
         self._backlog.waiting -= 1
         # Sums of floats drift, by less than matters before the queue is empty again.
         self.work_ns = self.work_ns - min(entry.predicted_ns, LONG_NS) if self._entries else 0.0
+        return True
 
 
 def batch_release_in_ns(

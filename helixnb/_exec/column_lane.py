@@ -116,9 +116,11 @@ class Part:
     @property
     def left_ns(self) -> float:
         """Predicted time of what waits, at the pace seen so far."""
+        alone_ns = float(len(self.alone) * HOP_PAYS_NS)
         if self._taken == len(self.positions):
-            return float(len(self.alone))
-        return max(1.0, self.predicted_ns(self._taken, len(self.positions)) * self.pace.scale)
+            return alone_ns
+        queued_ns = self.predicted_ns(self._taken, len(self.positions)) * self.pace.scale
+        return alone_ns + max(1.0, queued_ns)
 
     def predicted_ns(self, start: int, stop: int) -> float:
         """Return how long some jobs should take one after the other."""
@@ -136,8 +138,8 @@ class Part:
             Take longer where that millisecond has few jobs.
         """
         if self.alone:
-            some = [self.alone.popleft() for _ in range(min(len(self.alone), ALONE_JOBS))]
-            return Alone(self, some)
+            share = -(-len(self.alone) // sharers)
+            return Alone(self, [self.alone.popleft() for _ in range(min(share, ALONE_JOBS))])
         start = self._taken
         if start == len(self.positions):
             return None
@@ -145,7 +147,9 @@ class Part:
         stop = self._reach(min(CHUNK_NS, fair_ns))
         if stop < start + GATHER_JOBS and gather:
             stop = min(self._reach(min(GATHER_NS, fair_ns)), start + GATHER_JOBS)
-        most = ALONE_JOBS if self.kernel.serial is None else self.pace.most
+        most = self.pace.most
+        if self.kernel.serial is None:
+            most = min(most, ALONE_JOBS)
         stop = min(max(stop, start + 1), start + most, len(self.positions))
         self._release(stop)
         if self.kernel.serial is None:
@@ -238,11 +242,16 @@ class Alone(Work):
     def run(self) -> None:
         part = self._part
         columns = part.columns
-        until_ns = time.perf_counter_ns() + CHUNK_NS
+        began_ns = time.perf_counter_ns()
+        predicted_ns = 0.0
         for done, job in enumerate(self._jobs):
-            if done and time.perf_counter_ns() > until_ns:
+            taken_ns = time.perf_counter_ns() - began_ns
+            if part.kernel.serial is None and done:
+                part.pace.learn(done, predicted_ns, taken_ns)
+            if done and taken_ns > CHUNK_NS:
                 self._left = self._jobs[done:]
                 return
+            predicted_ns += part.predicted_ns(job, job + 1)
             at = int(part.positions[job])
             if not len(part.rows.begin(part.positions[job : job + 1])):
                 continue

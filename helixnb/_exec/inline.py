@@ -14,8 +14,9 @@ from helixnb._records import Status
 
 
 def run_on_loop(ledger: Ledger, entry: Entry) -> None:
-    """Run one job here and now, on the event loop, and settle it."""
-    entry.started = True
+    """Run one job here and now, on the event loop, and settle it, unless it has ended."""
+    if not ledger.begin((entry,)):
+        return
     try:
         value = call(entry)
     except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
@@ -53,6 +54,6 @@ class InlineLane:
                 await self._news.wait()
             turn_ends_ns = self._clock() + CHUNK_NS
             while self.queue and self._clock() < turn_ends_ns:
-                (entry,) = self.queue.take(1)
-                run_on_loop(self._ledger, entry)
+                for entry in self.queue.take(1):
+                    run_on_loop(self._ledger, entry)
             await anyio.lowlevel.checkpoint()

@@ -42,7 +42,7 @@ class Slots:
     def __init__(self, total: int) -> None:
         self.total = total
         self.busy = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._taken = anyio.Event()
 
     @property

@@ -53,8 +53,10 @@ class Workers:
         self._supervise = supervise
         # A thread runs the jobs of many callers: none of them shall see one caller's variables.
         self._context = copy_context()
-        self._lanes: deque[Lane] = deque()
-        self._taking = threading.Lock()
+        self._lanes: deque[Lane] = deque()  # in the order in which threads turn to them
+        self._known: tuple[Lane, ...] = ()  # the same, for the event loop
+        # Any lock that the event loop takes may be asked for again by a finaliser that runs then.
+        self._taking = threading.RLock()
         self._starting = 0
         self._done: deque[tuple[Work, BaseException | None]] = deque()
         self._awake = False
@@ -80,11 +82,13 @@ class Workers:
         """Let threads take from a lane too."""
         with self._taking:
             self._lanes.append(lane)
+            self._known = (*self._known, lane)
 
     def remove(self, lane: Lane) -> None:
         """Let threads take from a lane no more."""
         with self._taking:
             self._lanes.remove(lane)
+            self._known = tuple(each for each in self._known if each is not lane)
 
     # -- On the event loop ----------------------------------------------------------------------
 
@@ -136,12 +140,15 @@ class Workers:
 
     def look_around(self) -> None:
         """Look at all lanes: slots came free, or settings have changed."""
-        for lane in tuple(self._lanes):
+        for lane in self._known:
             self.look(lane)
 
     def one_waits(self) -> bool:
         """Tell whether a thread is on its way, or stands still in the middle of its work."""
-        return self._starting > 0 or any(waits(clock) for clock in tuple(self._clocks.values()))
+        try:
+            return self._starting > 0 or any(waits(clock) for clock in self._clocks.values())
+        except RuntimeError:  # one has come or gone meanwhile, so that it had the GIL
+            return False
 
     def _wake_in(self, delay_ns: float) -> None:
         at_ns = self._clock() + delay_ns
@@ -194,16 +201,16 @@ class Workers:
         except Exception as error:
             if lease.begun:
                 raise  # a fault of our own
-            with self._taking:
-                work = self._take(lease)  # no thread could be started
+            with self._taking:  # no thread could be started; others may go on and take the work
+                work = self._take(lease) if self._slots.busy <= 1 else None
             if work is not None:
                 work.fail(error)
         finally:
             if not lease.begun:
                 with self._taking:
                     self._arrive(lease)
-            self._settle()
             self._slots.release(lease)
+            self._settle()
         self.look_around()
 
     # -- In worker threads ----------------------------------------------------------------------
@@ -232,6 +239,8 @@ class Workers:
         with self._taking:
             self._arrive(lease)
             work = self._take_or_linger(lease)
+        if work is None:
+            self._wake()  # what came while the slot was held counted on it
         while work is not None:
             error = None
             try:
@@ -245,10 +254,14 @@ class Workers:
                     work = self._take_or_linger(lease)
             finally:
                 self._done.append((done, error))
-            if not self._awake:
-                self._awake = True
-                with contextlib.suppress(OSError):  # the router is gone: its tasks were killed
-                    self._sender.send(b"\0")
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let the event loop settle what is done, and look at what the slots can do now."""
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(OSError):  # the router is gone: its tasks were killed
+                self._sender.send(b"\0")
 
     def _take_or_linger(self, lease: Lease) -> Work | None:
         work = self._take(lease)

@@ -45,6 +45,21 @@ def test_a_job_can_leave_from_anywhere() -> None:
     assert backlog.waiting == 0
 
 
+def test_a_finaliser_may_discard_while_the_queue_is_in_use() -> None:
+    """Collecting garbage runs an application's code anywhere, which may cancel a job."""
+    backlog = Backlog(3)
+    queue = JobQueue(backlog)
+    gone, kept = entry(0), entry(1)
+    queue.push(gone)
+    queue.push(kept)
+    with backlog.lock:
+        queue.discard(gone)
+        queue.discard(gone)
+    assert (len(queue), backlog.waiting) == (1, 1)
+    assert queue.take(9) == [kept]
+    assert (backlog.waiting, queue.work_ns) == (0, 0.0)
+
+
 def test_queues_share_one_bound() -> None:
     """Jobs of all queues count against the capacity."""
     backlog = Backlog(2)

@@ -582,3 +582,25 @@ def test_nothing_has_no_dtype() -> None:
             JobBlock("HashMix", offsets=[0, 1, 2], **given)
     with pytest.raises(JobError, match="params must be a mapping of names to columns, got 5"):
         JobBlock("HashMix", [], offsets=[0], compute_cost=1, params=5)  # type: ignore[arg-type]
+
+
+async def test_a_log_filter_that_raises_leaves_nothing_behind() -> None:
+    """The call fails with what it raised; the books and the backlog are as before."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ArithmeticError("filter")
+
+    logger = logging.getLogger("helixnb.route")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(refuse)
+    try:
+        async with router(policy=Always(Strategy.BATCH)) as r:
+            with pytest.raises(ArithmeticError):
+                await r.submit_many(JobColumns([block(9, latency_budget_ms=9e6)]))
+            stats = r.stats()
+    finally:
+        logger.removeFilter(refuse)
+        logger.setLevel(level)
+    assert (stats.cancelled, stats.in_flight, stats.waiting) == (9, 0, 0)
+    check_balanced(r.stats())
