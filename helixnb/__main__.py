@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     try:
-        stats, elapsed_s = anyio.run(_drive, jobs, options, None if options.json else _progress())
+        stats, elapsed_s, latencies_s = anyio.run(
+            _drive, jobs, options, None if options.json else _progress()
+        )
     except ExceptionGroup as group:  # the clients' tasks; a job of a file that no kernel takes
         errors = group.subgroup(HelixError)
         if errors is None:
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(stats.as_dict()))
     else:
-        _report(stats, elapsed_s, options)
+        _report(stats, elapsed_s, latencies_s, options)
     return 1 if stats.failed else 0
 
 
@@ -99,8 +102,11 @@ def _positive(text: str) -> float:
 
 async def _drive(
     jobs: list[Job], options: argparse.Namespace, progress: Progress | None
-) -> tuple[Stats, float]:
-    """Run `jobs` through a router; returns its stats, and the seconds that the jobs took."""
+) -> tuple[Stats, float, list[float]]:
+    """Run `jobs` through a router; returns its stats, the seconds it took, and latencies.
+
+    The latencies are in seconds from when each job was due, if they came at a rate.
+    """
     if progress is None:
         return await _run(jobs, options, None, None)
     compiling = progress.add_task("compiling kernels", total=None)
@@ -121,16 +127,17 @@ async def _run(
     options: argparse.Namespace,
     on_compile: Callable[[int, int, str], None] | None,
     on_outcome: Callable[[Outcome], object] | None,
-) -> tuple[Stats, float]:
+) -> tuple[Stats, float, list[float]]:
+    latencies_s: list[float] = []
     async with Router(progress=on_compile) as router:
         began = time.perf_counter()
         if options.rate is None:
             await closed_loop(router, jobs, clients=CLIENTS, on_outcome=on_outcome)
         else:
-            await open_loop(
+            latencies_s = await open_loop(
                 router, jobs, rate=options.rate, seed=options.seed, on_outcome=on_outcome
             )
-        return router.stats(), time.perf_counter() - began
+        return router.stats(), time.perf_counter() - began, latencies_s
 
 
 def _progress() -> Progress:
@@ -146,14 +153,16 @@ def _progress() -> Progress:
     )
 
 
-def _report(stats: Stats, elapsed_s: float, options: argparse.Namespace) -> None:
+def _report(
+    stats: Stats, elapsed_s: float, latencies_s: list[float], options: argparse.Namespace
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
     routing = Table(
         title="Routing, and latency of the jobs that are done, in ms", title_justify="left"
     )
-    routing.add_column("strategy")
+    routing.add_column("strategy", no_wrap=True)
     for heading in ("decided", "ran", "share", "done", "avg", "p50", "p95", "p99"):
         routing.add_column(heading, justify="right")
     for name, strategy in stats.by_strategy.items():
@@ -184,6 +193,16 @@ def _report(stats: Stats, elapsed_s: float, options: argparse.Namespace) -> None
     console = Console()
     console.print(routing)
     console.print(drops)
+    if latencies_s:
+        ordered_ms = [latency_s * 1e3 for latency_s in sorted(latencies_s)]
+        p50, p95, p99 = (
+            ordered_ms[math.ceil(share * len(ordered_ms)) - 1] for share in (0.5, 0.95, 0.99)
+        )
+        console.print(
+            f"from when a job was due to its outcome: p50 {p50:,.3f}, p95 {p95:,.3f}, "
+            f"p99 {p99:,.3f} ms",
+            highlight=False,
+        )
     console.print(
         f"{stats.submitted:,} submitted = {stats.completed:,} completed + {stats.dropped:,} dropped"
         f" + {stats.failed:,} failed + {stats.cancelled:,} cancelled\n"

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from helixnb._arrivals import bursty, pace, poisson
 from helixnb._errors import JobError
+from helixnb._heavy import HEAVY_KERNELS, asian_call, calibrate, heavy_mix
 from helixnb._records import Job, Outcome
 from helixnb._router import Router
 from helixnb._ticket import Ticket
+
+__all__ = [
+    "COSTS",
+    "HEAVY_KERNELS",
+    "asian_call",
+    "bursty",
+    "calibrate",
+    "closed_loop",
+    "heavy_mix",
+    "light_mix",
+    "open_loop",
+    "pace",
+    "poisson",
+    "read_jobs",
+]
 
 COSTS = {
     "HashMix": (500, 120_000),
@@ -114,31 +133,58 @@ async def closed_loop(
 
 async def open_loop(
     router: Router,
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     *,
-    rate: float,
-    seed: int,
+    arrivals: Iterable[float] | None = None,
+    rate: float | None = None,
+    seed: int = 0,
     on_outcome: Callable[[Outcome], object] | None = None,
-) -> None:
-    """Submit jobs as a Poisson process, whatever becomes of earlier ones.
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Submit jobs when they are due, whatever becomes of earlier ones.
+
+    `pace` with a router: see there for what happens where the event loop is late.
 
     Parameters
     ----------
-    rate
-        Mean arrivals a second, more than 0.
-    seed
-        Seed of the gaps between arrivals.
-    """
-    draw = random.Random(seed)  # noqa: S311  # a workload, not a secret
+    arrivals
+        Seconds from this call to when each job is due, ascending, as `poisson` and `bursty` give
+        them; at least as many as jobs.
+    rate, seed
+        Instead of `arrivals`: those of ``poisson(rate, seed)``.
+    on_outcome
+        Is called with each outcome, as it comes.
+    clock
+        As of `pace`.
 
-    async def watch(ticket: Ticket) -> None:
+    Returns
+    -------
+    list of float
+        Seconds from when each job was due to when its outcome was heard of, in the order of
+        `jobs`. That counts a late start too, which `Outcome.latency_ms` doesn't.
+
+    Raises
+    ------
+    ValueError
+        Neither or both of `arrivals` and `rate` are given, or there are more jobs than arrivals.
+    """
+    if (arrivals is None) == (rate is None):
+        raise ValueError("open_loop takes either arrivals or a rate")
+    if rate is not None:
+        arrivals = poisson(rate, seed)
+    assert arrivals is not None
+    latencies_s: list[float] = []
+
+    async def watch(ticket: Ticket, position: int, due_s: float) -> None:
         outcome = await ticket.wait()
+        latencies_s[position] = clock() - due_s
         if on_outcome is not None:
             on_outcome(outcome)
 
+    def start(job: Job, due_s: float) -> None:
+        latencies_s.append(math.nan)
+        tasks.start_soon(watch, router.submit_soon(job), len(latencies_s) - 1, due_s)
+
     async with anyio.create_task_group() as tasks:
-        due_s = anyio.current_time()
-        for job in jobs:
-            due_s += draw.expovariate(rate)
-            await anyio.sleep_until(due_s)  # a checkpoint, even when that is past
-            tasks.start_soon(watch, router.submit_soon(job))
+        await pace(start, jobs, arrivals, clock=clock)
+    return latencies_s
