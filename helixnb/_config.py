@@ -40,6 +40,9 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 LONGEST = 1e9
 """The largest delay or timeout, in its unit."""
 
+LEAST = 1e-3
+"""The least of those that can't be 0."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
@@ -67,6 +70,34 @@ class RouterConfig:
         A batch is released at this size, at least 1.
     batch_max_delay_ms
         A batch is released this many milliseconds after its oldest job came; 0 or more.
+    max_backlog_ms
+        `AdaptivePolicy` drops a job (``queue_full``) that would have to wait for longer than this
+        many milliseconds; 0 or more.
+    max_loop_lag_ms
+        `AdaptivePolicy` drops jobs with a budget (``loop_saturated``) while the event loop is later
+        than this many milliseconds; 0.001 or more.
+    batch_min_gain
+        How many times less a job must take in a batch than alone for `AdaptivePolicy` to batch
+        it; 1 or more. Until that is known, `batch_min_scaling` decides.
+    heed_other_cpu_use
+        Whether `AdaptivePolicy` reckons with the CPU that other processes take.
+    cold_samples
+        Timed runs of a kind below which `AdaptivePolicy` goes by cost and scaling potential. At
+        least 1.
+    sample_half_life
+        Timed runs of a kind after which an older one counts half in its estimate. At least 1.
+    probe_interval_s
+        Seconds after which `AdaptivePolicy` admits one job of a kind that seems infeasible, since
+        it may not be any more; 0.001 or more.
+    batch_probe_interval_s
+        Seconds after which it batches a few jobs of a kind that seems to gain nothing from that,
+        likewise; 0.001 or more.
+    queue_target_ms
+        If all jobs wait this many milliseconds longer than twice what was predicted, for twenty
+        times as long, `AdaptivePolicy` lets the newest be served first. 0.001 or more.
+    hop_us
+        What it takes to send a thread or to hear from one, in microseconds; None to measure it
+        when the router opens. 0.001 or more.
     parallel_kernels
         ``"auto"`` runs a batch on several threads where it is worth it, ``"never"`` on one.
         ``"never"`` leaves Numba's threading layer alone, which keeps later forks possible under
@@ -93,6 +124,16 @@ class RouterConfig:
     pressure_batch_min_scaling: float = 0.65
     batch_max_jobs: int = 64
     batch_max_delay_ms: float = 2.0
+    max_backlog_ms: float = 250.0
+    max_loop_lag_ms: float = 20.0
+    batch_min_gain: float = 1.2
+    heed_other_cpu_use: bool = True
+    cold_samples: int = 8
+    sample_half_life: int = 200
+    probe_interval_s: float = 1.0
+    batch_probe_interval_s: float = 10.0
+    queue_target_ms: float = 5.0
+    hop_us: float | None = None
     parallel_kernels: Literal["auto", "never"] = "auto"
     max_job_s: float = 30.0
     drain_timeout_s: float = 10.0
@@ -103,11 +144,28 @@ class RouterConfig:
         _check_integer(self, "inline_max_cost", 0)
         _check_integer(self, "spawn_max_cost", 0)
         _check_integer(self, "batch_max_jobs", 1)
+        _check_integer(self, "cold_samples", 1)
+        _check_integer(self, "sample_half_life", 1)
         _check_number(self, "batch_min_scaling", 1.0)
         _check_number(self, "pressure_batch_min_scaling", 1.0)
         _check_number(self, "batch_max_delay_ms", LONGEST)
         _check_number(self, "drain_timeout_s", LONGEST)
         _check_number(self, "max_job_s", LONGEST)
+        _check_number(self, "max_backlog_ms", LONGEST)
+        _check_number(self, "batch_min_gain", LONGEST, least=1)
+        for name in (
+            "max_loop_lag_ms",
+            "probe_interval_s",
+            "batch_probe_interval_s",
+            "queue_target_ms",
+        ):
+            _check_number(self, name, LONGEST, least=LEAST)
+        if self.hop_us is not None:
+            _check_number(self, "hop_us", LONGEST, least=LEAST)
+        if not isinstance(self.heed_other_cpu_use, bool):
+            raise ConfigError(
+                f"heed_other_cpu_use must be True or False, got {self.heed_other_cpu_use!r}"
+            )
         if self.backpressure_busy_threshold is not None:
             _check_integer(self, "backpressure_busy_threshold", 1)
             if self.backpressure_busy_threshold > self.cpu_parallelism:
@@ -166,9 +224,9 @@ def _check_integer(config: RouterConfig, name: str, least: int) -> None:
         raise ConfigError(f"{name} must be at least {least} and below 2**64, got {value}")
 
 
-def _check_number(config: RouterConfig, name: str, most: float) -> None:
+def _check_number(config: RouterConfig, name: str, most: float, least: float = 0) -> None:
     value = getattr(config, name)
     if type(value) not in (int, float):
         raise ConfigError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= most:  # false for NaN
-        raise ConfigError(f"{name} must lie in 0 .. {most:g}, got {value}")
+    if not least <= value <= most:  # false for NaN
+        raise ConfigError(f"{name} must lie in {least:g} .. {most:g}, got {value}")

@@ -141,17 +141,79 @@ class Load:
     ----------
     cpu_busy
         CPU slots in use, over all strategies.
+    waiting
+        Jobs that wait for a thread, over all strategies.
+    backlog_s
+        Predicted CPU-seconds of what waits and runs before a job that comes now; 0 while a slot
+        is free.
+    batch_backlog_s
+        The same before a job that joins the batch of its kind.
+    cpu_left
+        CPUs that other processes and the event loop leave to the slots.
+    loop_lag_ms
+        How late the event loop gets round to what is due, in milliseconds.
+    hop_us
+        What it takes to send a thread or to hear from one, in microseconds, on an idle machine.
+    sharers
+        Jobs that come together and would share a hop.
+    elapsed_ms
+        Milliseconds since the job was submitted: it may have had to wait for its turn.
     """
 
     cpu_busy: int = 0
+    waiting: int = 0
+    backlog_s: float = 0.0
+    batch_backlog_s: float = 0.0
+    cpu_left: float = math.inf
+    loop_lag_ms: float = 0.0
+    hop_us: float = 60.0
+    sharers: int = 1
+    elapsed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the cost model says of a job; cold by default.
+
+    Parameters
+    ----------
+    samples
+        Timed runs of the kind so far.
+    run_us
+        Microseconds that the job takes of a CPU, alone; what the kernel's author declared, or
+        infinite, until enough was measured.
+    p95_us
+        The same, not exceeded by 95 % of such jobs.
+    batch_gain
+        How many times less a job of this kind takes in a large batch, 0 where nothing is known.
+    batch_us
+        Microseconds of the kernel call that the job would share in a batch that gathers now.
+    probe
+        Whether the job may run although it seems infeasible, so that something is learnt.
+    batch_probe
+        Whether the job may be batched although that doesn't seem to pay, for the same reason.
+    """
+
+    samples: int = 0
+    run_us: float = math.inf
+    p95_us: float = math.inf
+    batch_gain: float = 0.0
+    batch_us: float = math.inf
+    probe: bool = False
+    batch_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A strategy, and the name of the rule that chose it."""
+    """A strategy, and the name of the rule that chose it.
+
+    `retry_after_s` is for a drop: seconds after which a new try may succeed, None where waiting
+    would not help or nothing is known.
+    """
 
     strategy: Strategy
     reason: str
+    retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
         if type(self.strategy) is not Strategy:  # a policy's plain "inline" is legal
@@ -236,6 +298,68 @@ class _Draft:
     """An outcome being filled in: the same fields, open to assignment."""
 
     __slots__ = Outcome.__slots__
+
+
+class _LoadDraft:
+    """A load being filled in, likewise."""
+
+    __slots__ = Load.__slots__
+
+
+class _EstimateDraft:
+    """An estimate being filled in, likewise."""
+
+    __slots__ = Estimate.__slots__
+
+
+def make_load(
+    cpu_busy: int,
+    waiting: int,
+    backlog_s: float,
+    batch_backlog_s: float,
+    cpu_left: float,
+    loop_lag_ms: float,
+    hop_us: float,
+    sharers: int,
+    elapsed_ms: float,
+) -> Load:
+    """Return a load, faster than its guarded constructor does."""
+    draft: Any = _LoadDraft()
+    draft.cpu_busy = cpu_busy
+    draft.waiting = waiting
+    draft.backlog_s = backlog_s
+    draft.batch_backlog_s = batch_backlog_s
+    draft.cpu_left = cpu_left
+    draft.loop_lag_ms = loop_lag_ms
+    draft.hop_us = hop_us
+    draft.sharers = sharers
+    draft.elapsed_ms = elapsed_ms
+    draft.__class__ = Load
+    load: Load = draft
+    return load
+
+
+def make_estimate(
+    samples: int,
+    run_us: float,
+    p95_us: float,
+    batch_gain: float,
+    batch_us: float,
+    probe: bool,
+    batch_probe: bool,
+) -> Estimate:
+    """Return an estimate, faster than its guarded constructor does."""
+    draft: Any = _EstimateDraft()
+    draft.samples = samples
+    draft.run_us = run_us
+    draft.p95_us = p95_us
+    draft.batch_gain = batch_gain
+    draft.batch_us = batch_us
+    draft.probe = probe
+    draft.batch_probe = batch_probe
+    draft.__class__ = Estimate
+    estimate: Estimate = draft
+    return estimate
 
 
 def make_outcome(

@@ -56,8 +56,18 @@ class Entry:
         The callable of `run`, with its arguments; None for a kernel.
     context
         The caller's context variables, where the call should see them.
+    work
+        What the time of a job of its kind depends on, in a unit of the kind's own.
+    model
+        What is known of the kind.
     predicted_ns
         How long the job should take, infinite for what isn't known.
+    wait_ns
+        How long it was predicted to wait.
+    deadline_ns, start_by_ns
+        When its budget is over, and when it is too late to begin with it; infinite for never.
+    retry_after_s
+        When a new try may succeed, if it was dropped and that is known.
     done
         Set with the outcome; None while nobody waits.
     queue
@@ -72,19 +82,25 @@ class Entry:
         "arrived_ns",
         "call",
         "context",
+        "deadline_ns",
         "decision",
         "done",
         "inputs",
         "job",
         "kernel",
+        "model",
         "orphaned",
         "outcome",
         "params",
         "predicted_ns",
         "queue",
         "reason",
+        "retry_after_s",
+        "start_by_ns",
         "started",
         "strategy",
+        "wait_ns",
+        "work",
     )
 
     decision: Decision
@@ -101,6 +117,8 @@ class Entry:
         predicted_ns: float = math.inf,
         call: Callable[[], Any] | None = None,
         context: Context | None = None,
+        work: float = 0.0,
+        model: Any = None,
     ) -> None:
         self.job = job
         self.arrived_ns = arrived_ns
@@ -108,6 +126,11 @@ class Entry:
         self.inputs = inputs
         self.params = params
         self.predicted_ns = predicted_ns
+        self.work = work
+        self.model = model
+        self.wait_ns = 0.0
+        self.deadline_ns = self.start_by_ns = math.inf
+        self.retry_after_s: float | None = None
         self.call = call
         self.context = context
         self.done: Signal | None = None
@@ -121,11 +144,13 @@ class Entry:
         self.decision = decision
         self.strategy = decision.strategy
         self.reason = decision.reason
+        self.retry_after_s = decision.retry_after_s
 
     def reroute(self, strategy: Strategy, reason: str) -> None:
         """Let the job run otherwise than decided."""
         self.strategy = strategy
         self.reason = reason
+        self.retry_after_s = None
 
 
 class LatencyWindow:
@@ -185,6 +210,29 @@ class Ledger:
         self._in_flight.add(entry)
         self.decided[entry.decision.strategy.code] += 1
 
+    def refuse(
+        self, job: Job, arrived_ns: int, decision: Decision, retry_after_s: float | None
+    ) -> Outcome:
+        """Count a job in and out again: it is dropped on arrival."""
+        self.submitted += 1
+        self.decided[decision.strategy.code] += 1
+        self.routed[decision.strategy.code] += 1
+        self.by_status[Status.DROPPED.code] += 1
+        self.dropped_by_reason[decision.reason] += 1
+        return make_outcome(
+            job.id,
+            job.kind,
+            Status.DROPPED,
+            decision.strategy,
+            decision.strategy,
+            decision.reason,
+            (self.clock() - arrived_ns) / 1e6,
+            job.latency_budget_ms,
+            None,
+            None,
+            retry_after_s,
+        )
+
     def begin(self, entries: Iterable[Entry]) -> list[Entry]:
         """Mark the jobs that a thread begins with now, and return them: not those that ended.
 
@@ -204,7 +252,6 @@ class Ledger:
         value: Any = None,
         error: BaseException | None = None,
         reason: str | None = None,
-        retry_after_s: float | None = None,
     ) -> bool:
         """End a job: record its outcome, count it, wake its caller.
 
@@ -218,8 +265,10 @@ class Ledger:
             queue.discard(entry)
         job, strategy = entry.job, entry.strategy
         latency_ns = self.clock() - entry.arrived_ns
+        retry_after_s = None
         if reason is None:
             reason = entry.reason
+            retry_after_s = entry.retry_after_s
         entry.outcome = outcome = make_outcome(
             job.id,
             job.kind,

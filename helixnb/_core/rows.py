@@ -30,6 +30,11 @@ class Rows:
         Codes of `Status`, or `PENDING`.
     latency_ns
         From the call to the outcome.
+    deadline_ns
+        When it is too late for each job, infinite for never; None where no budget is held to.
+    retry_after_s
+        When a new try may succeed for each job that was dropped, NaN where nothing is known; None
+        for all of them.
     values
         Of those that completed.
     errors
@@ -51,6 +56,8 @@ class Rows:
         reason: Array,
         reasons: list[str],
         values: Array,
+        retry_after_s: Array | None = None,
+        hold: bool = False,
     ) -> None:
         jobs = len(job_id)
         self.kind = kind
@@ -64,11 +71,21 @@ class Rows:
         self.status = np.full(jobs, PENDING, np.uint8)
         self.latency_ns = np.zeros(jobs, np.int64)
         self.errors: dict[int, BaseException] = {}
+        self.retry_after_s = retry_after_s
+        self.deadline_ns: Array | None = None
+        if hold:
+            budgets_ns = np.where(np.isnan(latency_budget_ms), np.inf, latency_budget_ms * 1e6)
+            self.deadline_ns = arrived_ns + budgets_ns
         self.pending = jobs
         self._begun = np.zeros(jobs, bool)
         self._arrived_ns = arrived_ns
         self._on_settled = on_settled
         self._ledger = ledger
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """The ledger's clock."""
+        return self._ledger.clock
 
     def enter(self) -> None:
         """Count the jobs in."""
@@ -86,14 +103,29 @@ class Rows:
         return self.reasons.index(reason)
 
     def begin(self, rows: Array) -> Array:
-        """Mark those of some jobs that a thread begins with, and return them: not those that ended.
+        """Mark those of some jobs that a thread begins with, and return them.
 
-        Thread-safe.
+        Those that ended aren't among them, nor those for which it is too late; `expire` settles
+        these. Thread-safe.
         """
         with self._ledger.beginning:
             begun: Array = rows[self.status[rows] == PENDING]
+            if self.deadline_ns is not None:
+                begun = begun[self.deadline_ns[begun] >= self._ledger.clock()]
             self._begun[begun] = True
         return begun
+
+    def expire(self, rows: Array) -> None:
+        """Drop those of some jobs that wait and for which it is too late."""
+        if self.deadline_ns is None:
+            return
+        with self._ledger.beginning:
+            late = rows[(self.status[rows] == PENDING) & ~self._begun[rows]]
+            late = late[self.deadline_ns[late] < self._ledger.clock()]
+            self.reroute(late, Strategy.DROP, "expired")
+            if self.retry_after_s is not None:
+                self.retry_after_s[late] = np.nan
+        self.settle(late, Status.DROPPED)
 
     def put_back(self, rows: Array) -> None:
         """Mark jobs as not begun: they will run again, alone."""
@@ -103,7 +135,7 @@ class Rows:
         """Settle some jobs with their values."""
         waiting = self.status[rows] == PENDING
         self.values[rows[waiting]] = values[waiting]
-        self.settle(rows[waiting], Status.COMPLETED)
+        self.settle(rows, Status.COMPLETED)
 
     def fail(self, rows: Array, error: BaseException) -> None:
         """Settle some jobs with what their kernel, or what should have run them, raised."""

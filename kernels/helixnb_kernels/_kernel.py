@@ -10,11 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 
 from helixnb_kernels._columns import Columns, convert, gather, join
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
 from helixnb_kernels._jit import compiled, is_warm
+from helixnb_kernels._jitted import Jitted
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
 
@@ -264,6 +266,14 @@ class Kernel:
         self.solo = compiled(self.solo)
         self.serial = None if self.serial is None else compiled(self.serial)
         self.parallel = None if self.parallel is None else compiled(self.parallel)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a solo run is compiled code, which computes all the time and waits for nothing.
+
+        Its CPU time is what it takes, then; of plain Python's nothing is known.
+        """
+        return isinstance(self.solo, (Jitted, Dispatcher))
 
     @property
     def can_run_parallel(self) -> bool:

@@ -80,8 +80,10 @@ def test_a_late_answer_completes_but_misses_its_budget(ledger: Ledger, clock: Cl
 
 def test_a_dropped_job_cant_pass_for_an_answer(ledger: Ledger) -> None:
     """Its value raises, with the reason and the hint; the explicit way out gives a default."""
-    entry = enter(ledger)
-    ledger.settle(entry, Status.DROPPED, reason="queue_full", retry_after_s=0.25)
+    entry = Entry(job(), 0, call=lambda: None)
+    entry.decide(Decision(Strategy.DROP, "queue_full", 0.25))
+    ledger.enter(entry)
+    ledger.settle(entry, Status.DROPPED)
     assert entry.outcome is not None
     assert entry.outcome.value_or(None) is None
     assert not entry.outcome.met_budget
