@@ -1,7 +1,8 @@
 """An adaptive compute router: it answers how a job should run, right now."""
 
 from helixnb._config import RouterConfig, available_cpus
-from helixnb._core.policy import Policy, StaticPolicy
+from helixnb._core.policy import AdaptivePolicy, Policy, StaticPolicy
+from helixnb._decider import Explanation
 from helixnb._errors import (
     ConfigError,
     HelixError,
@@ -13,7 +14,7 @@ from helixnb._errors import (
 )
 from helixnb._kernels import UserKernel, kernel
 from helixnb._observe.stats import Latency, Stats, StrategyStats
-from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._records import Decision, Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb._router import Router
 from helixnb._ticket import Ticket
 from helixnb.columns import BlockOutcomes, JobBlock, JobColumns, Outcomes
@@ -22,9 +23,12 @@ from helixnb_kernels import Kernel, KernelError
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptivePolicy",
     "BlockOutcomes",
     "ConfigError",
     "Decision",
+    "Estimate",
+    "Explanation",
     "HelixError",
     "Job",
     "JobBlock",

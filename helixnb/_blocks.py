@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import numpy as np
 
+from helixnb._core.estimate import CostModel, KindModel
 from helixnb._errors import JobError, UnknownKindError
 from helixnb._exec.lanes import CHUNK_NS
 from helixnb._records import Array, Job
@@ -57,15 +58,19 @@ class Block:
     ----------
     bounded
         Whether each has a budget.
+    work
+        What the time of each depends on; see `Entry`.
     predicted_ns
         How long each should take alone.
     """
 
     kernel: Kernel
+    model: KindModel
     columns: Columns
     scaling_potential: Array
     latency_budget_ms: Array
     bounded: Array
+    work: Array
     predicted_ns: Array
 
     def __len__(self) -> int:
@@ -93,7 +98,10 @@ def _budget(value: Any) -> float | None:
 
 
 async def checked_blocks(
-    jobs: JobColumns | Iterable[Job], kernels: Mapping[str, Kernel], turns: Turns
+    jobs: JobColumns | Iterable[Job],
+    kernels: Mapping[str, Kernel],
+    costs: CostModel,
+    turns: Turns,
 ) -> tuple[list[Block], Array | None]:
     """Return jobs as blocks, and their order; see `JobColumns`.
 
@@ -103,28 +111,37 @@ async def checked_blocks(
         One doesn't fit its kernel, or there is none of its kind; the message says which.
     """
     if isinstance(jobs, JobColumns):
-        return [await _of_columns(block, kernels, turns) for block in jobs.blocks], jobs.order
+        return [
+            await _of_columns(block, kernels, costs, turns) for block in jobs.blocks
+        ], jobs.order
     known: list[Job] = []
     for i, job in enumerate(jobs):
         if i % SLICE == 0:
             await turns.pass_on()
-        if not isinstance(job, Job):
-            raise TypeError(f"job must be a helixnb.Job, got {job!r}")
-        _kernel_of(job.kind, kernels)
+        kernel_of(job, kernels)
         known.append(job)
     parts, order = blocks_of(known)
-    return [await _of_jobs(kernels[kind], part, turns) for kind, part in parts.items()], order
+    return [
+        await _of_jobs(kernels[kind], part, costs, turns) for kind, part in parts.items()
+    ], order
 
 
-def _kernel_of(kind: str, kernels: Mapping[str, Kernel]) -> Kernel:
-    kernel = kernels.get(kind)
+def kernel_of(job: Job | JobBlock, kernels: Mapping[str, Kernel]) -> Kernel:
+    """Return the kernel of a job, or of jobs in columns; raises if there is none."""
+    if not isinstance(job, (Job, JobBlock)):
+        raise TypeError(f"job must be a helixnb.Job, got {job!r}")
+    kernel = kernels.get(job.kind)
     if kernel is None:
-        raise UnknownKindError(f"kind must be one of {', '.join(kernels) or 'none'}, got {kind!r}")
+        raise UnknownKindError(
+            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}"
+        )
     return kernel
 
 
-async def _of_columns(block: JobBlock, kernels: Mapping[str, Kernel], turns: Turns) -> Block:
-    kernel = _kernel_of(block.kind, kernels)
+async def _of_columns(
+    block: JobBlock, kernels: Mapping[str, Kernel], costs: CostModel, turns: Turns
+) -> Block:
+    kernel = kernel_of(block, kernels)
     convert = functools.partial(
         kernel.as_columns,
         block.inputs,
@@ -137,10 +154,12 @@ async def _of_columns(block: JobBlock, kernels: Mapping[str, Kernel], turns: Tur
         columns = await turns.call(convert, len(block))
     except (TypeError, ValueError) as error:
         raise JobError(f"kind {kernel.name}: {error}") from error
-    return await _block(kernel, columns, block.scaling_potential, block.latency_budget_ms, turns)
+    return await _block(
+        kernel, columns, block.scaling_potential, block.latency_budget_ms, costs, turns
+    )
 
 
-async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], turns: Turns) -> Block:
+async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], costs: CostModel, turns: Turns) -> Block:
     flat: list[Array] = []
     lengths: list[int] = []
     params: list[tuple[int | float, ...]] = []
@@ -168,6 +187,7 @@ async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], turns: Turns) -> Block:
         columns,
         np.array([job.scaling_potential for job in jobs]),
         np.array([job.latency_budget_ms for job in jobs], np.float64),  # None becomes NaN
+        costs,
         turns,
     )
 
@@ -185,31 +205,36 @@ async def _block(
     columns: Columns,
     scaling_potential: Array,
     latency_budget_ms: Array,
+    costs: CostModel,
     turns: Turns,
 ) -> Block:
+    model = costs.of_kernel(kernel.name)
+    work = await _work(kernel, columns, turns)
     return Block(
         kernel=kernel,
+        model=model,
         columns=columns,
         scaling_potential=scaling_potential,
         latency_budget_ms=latency_budget_ms,
         bounded=~np.isnan(latency_budget_ms),
-        predicted_ns=await _predict(kernel, columns, turns),
+        work=work,
+        predicted_ns=work if model.is_cold else model.alone.a_ns + model.alone.b * work,
     )
 
 
-async def _predict(kernel: Kernel, columns: Columns, turns: Turns) -> Array:
+async def _work(kernel: Kernel, columns: Columns, turns: Turns) -> Array:
     lengths = columns.lengths
-    predicted_ns = np.empty(len(columns))
+    work = np.empty(len(columns))
     for start in range(0, len(columns), SLICE):
         own = slice(start, start + SLICE)
         costs, inputs = columns.compute_cost[own].tolist(), lengths[own].tolist()
         done = start
         try:
             for cost, length in zip(costs, inputs, strict=True):
-                predicted_ns[done] = kernel.predict_ns(cost, length)
+                work[done] = kernel.predict_ns(cost, length)
                 done += 1
         except Exception as error:  # it is code of the kernel's author
             job_id = columns.job_id[done]
             raise JobError(f"job {job_id} of kind {kernel.name}: {error}") from error
         await turns.pass_on()
-    return predicted_ns
+    return work

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import anyio
 
+from helixnb._blocks import kernel_of
+from helixnb._core.estimate import CostModel, KindModel
 from helixnb._core.lifecycle import Entry, Ledger
-from helixnb._core.policy import Policy
+from helixnb._core.policy import wait_ns_of
 from helixnb._core.queues import Backlog
-from helixnb._errors import JobError, UnknownKindError
+from helixnb._core.rules import DECISIONS, DROP_CLOSED, DROP_LARGE, DROP_LOOP, INLINE_CHEAP
+from helixnb._decider import Decider, Explanation, estimate_of
+from helixnb._errors import JobError
 from helixnb._exec.inline import InlineLane, run_on_loop
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
-from helixnb._records import Decision, Job, Load, Outcome, Status, Strategy
+from helixnb._records import Job, Outcome, Status, Strategy
 from helixnb_kernels import Kernel
 
 SUBMIT_NS = 10_000
@@ -27,30 +33,31 @@ SUBMIT_NS = 10_000
 
 COHORT_JOBS = 64
 """How many jobs one event wakes at most."""
+WAITED = -1
+_turn: ContextVar[int] = ContextVar("helixnb_turn", default=WAITED)
+"""The turn in which this task submitted last, unless it has waited since: then it has just come out
+of the event loop, and to send it back would cost more than it helps."""
 
-_ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
-
-def entry_of(job: Job, kernels: Mapping[str, Kernel], arrived_ns: int) -> Entry:
-    """Return a job ready to be entered; raises if none of `kernels` can run it."""
-    if not isinstance(job, Job):
-        raise TypeError(f"job must be a helixnb.Job, got {job!r}")
-    kernel = kernels.get(job.kind)
-    if kernel is None:
-        raise UnknownKindError(
-            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}"
-        )
+def entry_of(job: Job, kernel: Kernel, costs: CostModel, arrived_ns: int) -> Entry:
+    """Return a job ready to be entered; raises if its kernel can't run it."""
     try:
         inputs = kernel.as_inputs(job.inputs)
         params = kernel.as_params(job.params)
-        predicted_ns = kernel.predict_ns(job.compute_cost, len(inputs))
+        work = kernel.predict_ns(job.compute_cost, len(inputs))
     except Exception as error:  # the last runs code of the kernel's author
         raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
-    return Entry(job, arrived_ns, kernel, inputs, params, predicted_ns)
+    model = costs.of_kernel(job.kind)
+    predicted_ns = model.predict_ns(work, work)
+    return Entry(job, arrived_ns, kernel, inputs, params, predicted_ns, work=work, model=model)
 
 
 def entry_of_call(
-    function: Callable[..., Any], args: tuple[Any, ...], arrived_ns: int, **fields: Any
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    costs: CostModel,
+    arrived_ns: int,
+    **fields: Any,
 ) -> Entry:
     """Return a call ready to be entered; `fields` are a job's, with the kind None for its name."""
     if not callable(function):
@@ -61,10 +68,22 @@ def entry_of_call(
     for each in (inner, type(inner).__call__):
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
             raise TypeError(f"function must not be a coroutine function, got {function!r}")
-    if fields["kind"] is None:
+    key = fields["kind"]
+    if key is None:
         fields["kind"] = getattr(inner, "__qualname__", type(inner).__qualname__)
-    call = functools.partial(_call, function, args)
-    return Entry(Job(**fields), arrived_ns, call=call, context=copy_context())
+        key = (getattr(inner, "__module__", None), fields["kind"])
+    job = Job(**fields)
+    model = costs.of_callable(key)
+    work = float(job.compute_cost)
+    return Entry(
+        job,
+        arrived_ns,
+        predicted_ns=model.predict_ns(work, math.inf),
+        call=functools.partial(_call, function, args),
+        context=copy_context(),
+        work=work,
+        model=model,
+    )
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -97,38 +116,31 @@ class Intake:
     def __init__(
         self,
         settings: Settings,
-        policy: Policy,
+        decider: Decider,
         ledger: Ledger,
         backlog: Backlog,
         slots: Slots,
         workers: Workers,
-        clock: Callable[[], int],
     ) -> None:
         self._settings = settings
-        self._policy = policy
+        self._decider = decider
         self._ledger = ledger
         self._backlog = backlog
         self._slots = slots
         self._workers = workers
-        self._clock = clock
+        self._clock = ledger.clock
         self._busy_ns = 0
-        self.inline = InlineLane(backlog, ledger, clock)
+        self._turn = 0
+        self.inline = InlineLane(backlog, ledger)
         self._pool = PoolLane(backlog, ledger)
         workers.add(self._pool)
         self._batches: dict[str, BatchLane] = {}
 
-    def add_batches(self, kernel: Kernel) -> None:
+    def add_batches(self, kernel: Kernel, model: KindModel) -> None:
         """Make the lane for batches of a kernel."""
-        lane = BatchLane(
-            self._backlog, self._ledger, self._slots, kernel, self._settings, self._clock
-        )
+        lane = BatchLane(self._backlog, self._ledger, self._slots, kernel, model, self._settings)
         self._workers.add(lane)
         self._batches[kernel.name] = lane
-
-    async def give_way(self) -> None:
-        """Let other tasks run, after a millisecond of submits that didn't wait for anything."""
-        self._busy_ns = 0
-        await anyio.lowlevel.checkpoint()
 
     def enter(self, entry: Entry, *, soon: bool = False) -> None:
         """Decide, enter the job in the books, and put it where it runs.
@@ -136,18 +148,57 @@ class Intake:
         An inline job is left to `run`, unless it shall run soon, but not now.
         """
         config = self._settings.config
-        load = Load(cpu_busy=self._slots.busy)
+        now_ns = self._clock()
+        if self._settings.is_open and self._decider.runs_inline(entry, now_ns):
+            entry.decide(DECISIONS[INLINE_CHEAP])
+            self._ledger.enter(entry)
+            if soon:  # it waits for its turn
+                self._hold(entry, now_ns)
+            self._place(entry, soon=soon)
+            if entry.strategy is Strategy.DROP:
+                self._ledger.settle(entry, Status.DROPPED)
+            return
+        lane = None if entry.kernel is None else self._batches[entry.job.kind]
+        load = self._decider.load(now_ns, now_ns - entry.arrived_ns, self._pool, lane)
+        estimate = estimate_of(entry, now_ns, lane if load.backlog_s else None)
         if self._settings.is_open:
-            entry.decide(self._policy.decide(entry.job, load, config))
+            entry.decide(self._decider.decide(entry.job, load, estimate))
             if entry.kernel is not None and entry.predicted_ns > config.max_job_s * 1e9:
                 entry.reroute(Strategy.DROP, "too_large")
         else:
-            entry.decide(_ROUTER_CLOSED)
+            entry.decide(DECISIONS[DROP_CLOSED])
         self._ledger.enter(entry)
+        if self._settings.is_adaptive:
+            entry.wait_ns = wait_ns_of(load, config, entry.strategy)
+            self._hold(entry, now_ns)
         self._place(entry, soon=soon)
         if entry.strategy is Strategy.DROP:
             self._ledger.settle(entry, Status.DROPPED)
-        log_route(entry, load)
+        log_route(entry, load, estimate)
+
+    def _hold(self, entry: Entry, now_ns: int) -> None:
+        """Hold a job to its budget, unless it is a probe."""
+        budget_ms = entry.job.latency_budget_ms
+        if entry.reason == "probe":
+            entry.model.note_probe(now_ns)
+        elif budget_ms is not None:
+            entry.deadline_ns = entry.start_by_ns = entry.arrived_ns + budget_ms * 1e6
+            if not entry.model.is_cold:
+                entry.start_by_ns -= entry.predicted_ns * self._settings.stretch
+            if now_ns > entry.deadline_ns and entry.strategy is not Strategy.DROP:
+                entry.reroute(Strategy.DROP, "expired")  # while the event loop had other work
+        if entry.reason == "batch_probe":
+            entry.model.note_batch_probe(now_ns)
+
+    def explain(self, entry: Entry) -> Explanation:
+        """Say what would be decided of a job now."""
+        lane = None if entry.kernel is None else self._batches[entry.job.kind]
+        why = self._decider.explain(entry, entry.arrived_ns, self._pool, lane)
+        if not self._settings.is_open:
+            return dataclasses.replace(why, decision=DECISIONS[DROP_CLOSED])
+        if entry.predicted_ns > self._settings.config.max_job_s * 1e9:
+            return dataclasses.replace(why, decision=DECISIONS[DROP_LARGE])
+        return why
 
     def _place(self, entry: Entry, *, soon: bool) -> None:
         if entry.kernel is None:
@@ -176,19 +227,62 @@ class Intake:
         else:
             lane.queue.push(entry)
             self._workers.look(lane)
+            if entry.deadline_ns < math.inf and entry.queue is not None:
+                self._workers.expect(entry.deadline_ns)
 
-    async def run(self, entry: Entry) -> Outcome:
-        """Bring a job to its outcome for a caller who waits; it is cancelled with the caller."""
-        self._busy_ns += SUBMIT_NS
-        if self._busy_ns > CHUNK_NS:
-            await self.give_way()
+    async def submit(self, job: Job, kernels: Mapping[str, Kernel], costs: CostModel) -> Outcome:
+        """Bring a job to its outcome for a caller who waits."""
+        arrived_ns = self._clock()
+        kernel = kernel_of(job, kernels)
+        if self._has_had_turn():
+            await self._give_way()
+        if self._decider.refuses(job) and self._settings.is_open:
+            excess_s = self._decider.excess_lag_s(self._clock())
+            if excess_s > 0:
+                return self._ledger.refuse(job, arrived_ns, DECISIONS[DROP_LOOP], excess_s)
+        entry = entry_of(job, kernel, costs, arrived_ns)
         self.enter(entry)
         if entry.strategy is Strategy.INLINE:
-            started_ns = self._clock()
-            run_on_loop(self._ledger, entry)
-            self._busy_ns += self._clock() - started_ns
-        if entry.outcome is not None:
-            return entry.outcome
+            self._run_inline(entry)
+        return await self._wait(entry) if entry.outcome is None else entry.outcome
+
+    async def run(self, entry: Entry) -> Outcome:
+        """Bring a call to its outcome for a caller who waits."""
+        if self._has_had_turn():
+            await self._give_way()
+        self.enter(entry)
+        if entry.strategy is Strategy.INLINE:
+            self._run_inline(entry)
+        return await self._wait(entry) if entry.outcome is None else entry.outcome
+
+    def _has_had_turn(self) -> bool:
+        """Tell whether the event loop shall turn before a caller's next job.
+
+        It shall after a millisecond of all callers' jobs, unless the caller has just come out of
+        the loop.
+        """
+        self._busy_ns += SUBMIT_NS
+        if _turn.get() != self._turn:
+            _turn.set(self._turn)
+            return False
+        return self._busy_ns > CHUNK_NS
+
+    async def _give_way(self) -> None:
+        """Let the event loop turn; whoever comes back first may go on for a millisecond again."""
+        turn = self._turn
+        await anyio.lowlevel.checkpoint()
+        if turn == self._turn:
+            self._turn += 1
+            self._busy_ns = 0
+        _turn.set(self._turn)
+
+    def _run_inline(self, entry: Entry) -> None:
+        started_ns = self._clock()
+        run_on_loop(self._ledger, entry)
+        self._busy_ns += self._clock() - started_ns
+
+    async def _wait(self, entry: Entry) -> Outcome:
+        """Wait for a job's outcome; it is cancelled with the caller."""
         done = _cohort_event(entry)
         try:
             while entry.outcome is None:
@@ -199,7 +293,7 @@ class Intake:
             entry.done = None  # nobody waits any more
             self._ledger.settle(entry, Status.CANCELLED)
             raise
-        self._busy_ns = 0
+        _turn.set(WAITED)
         return entry.outcome
 
 

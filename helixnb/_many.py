@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import itertools
 from collections import defaultdict
@@ -14,21 +15,28 @@ import numpy as np
 
 from helixnb._blocks import SLICE, Block, Turns, checked_blocks
 from helixnb._config import RouterConfig
+from helixnb._core.estimate import CostModel
 from helixnb._core.lifecycle import Ledger
-from helixnb._core.policy import Policy, StaticPolicy
+from helixnb._core.policy import AdaptivePolicy, Policy, StaticPolicy
 from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
-from helixnb._decide import decide_static
+from helixnb._core.rules import DECISIONS, DROP_CLOSED
+from helixnb._decide_columns import (
+    Candidates,
+    Carried,
+    Decided,
+    candidates_of,
+    decide_adaptive,
+    decide_static,
+)
+from helixnb._decider import Decider
 from helixnb._exec.column_lane import ColumnLane, Pace, Part
 from helixnb._exec.lanes import Settings
-from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
-from helixnb._observe.routing_log import log_rows
+from helixnb._observe.routing_log import is_logging, log_row
 from helixnb._records import Array, Decision, Job, Load, Status, Strategy
 from helixnb.columns import BlockOutcomes, JobColumns, Outcomes
 from helixnb_kernels import Kernel
-
-_ROUTER_CLOSED = Decision(Strategy.DROP, "router_closed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,20 +62,19 @@ class Many:
     def __init__(
         self,
         settings: Settings,
-        policy: Policy,
+        decider: Decider,
+        costs: CostModel,
         ledger: Ledger,
         backlog: Backlog,
-        slots: Slots,
         workers: Workers,
-        clock: Callable[[], int],
     ) -> None:
         self._settings = settings
-        self._policy = policy
+        self._decider = decider
+        self._costs = costs
         self._ledger = ledger
         self._backlog = backlog
-        self._slots = slots
         self._workers = workers
-        self._clock = clock
+        self._clock = ledger.clock
         self._planners = anyio.CapacityLimiter(1)
         self._paces: defaultdict[Kernel, Pace] = defaultdict(Pace)
 
@@ -78,21 +85,30 @@ class Many:
         arrived_ns = self._clock()
         await anyio.lowlevel.checkpoint()  # even if every job will be dropped
         turns = Turns(self._clock, self._planners)
-        blocks, order = await checked_blocks(jobs, kernels, turns)
+        blocks, order = await checked_blocks(jobs, kernels, self._costs, turns)
         settled = anyio.Event()
 
         def check_settled() -> None:
             if not any(rows.pending for rows in books):
                 settled.set()
 
-        new_rows = functools.partial(Rows, self._ledger, arrived_ns, check_settled)
-        load = Load(cpu_busy=self._slots.busy)
-        books = await self._decide(blocks, order, load, new_rows, turns)
+        new_rows = functools.partial(
+            Rows, self._ledger, arrived_ns, check_settled, hold=self._settings.is_adaptive
+        )
+        candidates = await self._candidates(blocks, order, turns)
+        now_ns = self._clock()
+        load = self._decider.load(now_ns, now_ns - arrived_ns, None, sharers=len(candidates))
+        decided = await self._decide(blocks, order, candidates, load, turns)
+        config = self._settings.config
+        books = await turns.call(
+            lambda: _booked(blocks, order, decided, config, new_rows), len(candidates)
+        )
         plan = await self._place(blocks, order, books, turns)
         if not self._settings.is_open:  # since when, is not for the books to say
             for part in plan.queued:
                 part.abandon()
-            books = _decided(blocks, _closed(blocks), self._settings.config, new_rows)
+            closed = np.full(len(candidates), DROP_CLOSED, np.uint8), list(DECISIONS), None
+            books = _booked(blocks, order, closed, config, new_rows)
             plan = _placed(blocks, order, books, 0, self._backlog, self._paces)
         # From here to the queues nothing awaits, so that nobody sees half of it.
         for rows in books:
@@ -100,10 +116,13 @@ class Many:
         lane = ColumnLane(plan.queued)
         self._workers.add(lane)
         try:
-            for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
+            for rows, dropped in zip(books, plan.dropped, strict=True):
                 rows.settle(dropped, Status.DROPPED)
-                log_rows(rows, block.job, load)
+            if is_logging():
+                _log(blocks, order, books, decided, Carried(load, candidates))
+            self._note_probes(blocks, books)
             self._workers.look(lane)
+            self._workers.expect(lane.expire(self._clock()))
             for part in plan.inline:
                 await _run_inline(part)
             if any(rows.pending for rows in books):
@@ -117,48 +136,85 @@ class Many:
             lane.abandon()
         return Outcomes(map(BlockOutcomes, books), order)
 
+    async def _candidates(
+        self, blocks: Sequence[Block], order: Array | None, turns: Turns
+    ) -> Candidates:
+        scales = [
+            self._paces[block.kernel].scale
+            if block.kernel in self._paces
+            else block.model.gains.scale(len(block))
+            for block in blocks
+        ]
+        return await turns.call(
+            lambda: candidates_of(blocks, order, scales, self._clock()), sum(map(len, blocks))
+        )
+
     async def _decide(
         self,
         blocks: Sequence[Block],
         order: Array | None,
+        candidates: Candidates,
         load: Load,
-        new_rows: Callable[..., Rows],
         turns: Turns,
-    ) -> list[Rows]:
-        """Decide on one snapshot of the load; returns the books, which aren't entered yet."""
-        config = self._settings.config
-        if type(self._policy) is StaticPolicy:
-            return await turns.call(
-                lambda: _decided(blocks, _static(blocks, load, config), config, new_rows),
-                sum(map(len, blocks)),
-            )
-        asked = await self._ask_policy(blocks, order, load, turns)
-        return _decided(blocks, asked, config, new_rows)
+    ) -> Decided:
+        """Decide on one snapshot of the load, and let the shadow decide beside it."""
+        decider = self._decider
+        decided = await self._ask(decider.policy, blocks, order, candidates, load, turns)
+        if decider.shadow is not None:
+            try:
+                other = await self._ask(decider.shadow, blocks, order, candidates, load, turns)
+            except Exception as error:
+                decider.note_shadow(len(candidates), len(candidates), error)
+            else:
+                same = _strategies(decided) == _strategies(other)
+                decider.note_shadow(len(candidates), int(np.count_nonzero(~same)))
+        return decided
 
-    async def _ask_policy(
-        self, blocks: Sequence[Block], order: Array | None, load: Load, turns: Turns
-    ) -> _Decisions:
-        """Return what a policy of the user's says of each job."""
-        starts = _starts(blocks)
-        codes = np.empty(starts[-1], np.int32)
-        known: dict[Decision, int] = {}
+    async def _ask(
+        self,
+        policy: Policy,
+        blocks: Sequence[Block],
+        order: Array | None,
+        candidates: Candidates,
+        load: Load,
+        turns: Turns,
+    ) -> Decided:
         config = self._settings.config
+        compiled = {StaticPolicy: decide_static, AdaptivePolicy: decide_adaptive}.get(type(policy))
+        if compiled is not None:
+            return await turns.call(lambda: compiled(candidates, load, config), len(candidates))
+        starts = _starts(blocks)
+        codes = np.empty(len(candidates), np.int32)
+        retry_after_s = np.full(len(candidates), np.nan)
+        known: dict[Decision, int] = {}
+        carried = Carried(load, candidates)
         for i in range(len(codes)):
             if i % SLICE == 0:
                 await turns.pass_on()
             position = i if order is None else int(order[i])
             block = bisect.bisect_right(starts, position) - 1
             job = blocks[block].job(position - starts[block])
-            decision = self._policy.decide(job, load, config)
-            codes[position] = known.setdefault(decision, len(known))
-        return codes, list(known)
+            decision = policy.decide(job, carried.load(), config, carried.estimate(i))
+            carried.add(i, decision)
+            if decision.retry_after_s is not None:
+                retry_after_s[i] = decision.retry_after_s
+                decision = dataclasses.replace(decision, retry_after_s=None)
+            codes[i] = known.setdefault(decision, len(known))
+        return codes, list(known), retry_after_s
+
+    def _note_probes(self, blocks: Sequence[Block], books: Sequence[Rows]) -> None:
+        now_ns = self._clock()
+        for block, rows in zip(blocks, books, strict=True):
+            reasons = set(np.unique(rows.reason).tolist())
+            if any(rows.reasons[code] == "probe" for code in reasons):
+                block.model.note_probe(now_ns)
 
     async def _place(
         self, blocks: Sequence[Block], order: Array | None, books: list[Rows], turns: Turns
     ) -> _Plan:
         """Take room in the backlog for jobs with a budget, and drop those that find none."""
         counted = sum(
-            int((block.bounded & _in_threads(rows.strategy)).sum())
+            int((block.bounded & _counts(rows)).sum())
             for block, rows in zip(blocks, books, strict=True)
         )
         room = min(max(0, int(self._backlog.capacity) - self._backlog.waiting), counted)
@@ -173,54 +229,77 @@ class Many:
             raise
 
 
-_Decisions = tuple[Array, list[Decision]]
-"""What was decided of each job, block by block: positions in a list."""
-
-
 def _starts(blocks: Sequence[Block]) -> list[int]:
     """Return where each block begins among all jobs, and where the last one ends."""
     return list(itertools.accumulate(map(len, blocks), initial=0))
 
 
-def _static(blocks: Sequence[Block], load: Load, config: RouterConfig) -> _Decisions:
-    if not blocks:
-        return np.empty(0, np.uint8), []
-    costs = np.concatenate([block.columns.compute_cost for block in blocks])
-    scalings = np.concatenate([block.scaling_potential for block in blocks])
-    return decide_static(costs, scalings, load, config)
+def _strategies(decided: Decided) -> Array:
+    codes, decisions, _ = decided
+    strategies: Array = np.array([each.strategy.code for each in decisions], np.uint8)[codes]
+    return strategies
 
 
-def _closed(blocks: Sequence[Block]) -> _Decisions:
-    return np.zeros(sum(map(len, blocks)), np.uint8), [_ROUTER_CLOSED]
-
-
-def _decided(
+def _booked(
     blocks: Sequence[Block],
-    decisions: _Decisions,
+    order: Array | None,
+    decided: Decided,
     config: RouterConfig,
     new_rows: Callable[..., Rows],
 ) -> list[Rows]:
     """Make the books of each block; pure, and so for any thread."""
-    codes, known = decisions
-    strategies = np.array([each.strategy.code for each in known], np.uint8)
-    reasons = [each.reason for each in known]
+    codes, decisions, retry_after_s = decided
+    if order is not None:
+        codes = _by_position(codes, order)
+        retry_after_s = None if retry_after_s is None else _by_position(retry_after_s, order)
+    strategies = np.array([each.strategy.code for each in decisions], np.uint8)
+    reasons = [each.reason for each in decisions]
+    open_ = not len(codes) or decisions[codes[0]] != DECISIONS[DROP_CLOSED]
     books = []
     for block, start in zip(blocks, _starts(blocks), strict=False):
-        own = codes[start : start + len(block)]
+        own = slice(start, start + len(block))
         rows = new_rows(
             kind=block.kernel.name,
             job_id=block.columns.job_id,
             latency_budget_ms=block.latency_budget_ms,
-            decided=strategies[own],
-            reason=own.astype(np.int32),
+            decided=strategies[codes[own]],
+            reason=codes[own].astype(np.int32),
             reasons=reasons,
             values=block.kernel.no_values(len(block)),
+            retry_after_s=None if retry_after_s is None else retry_after_s[own],
         )
-        if known != [_ROUTER_CLOSED]:
+        if rows.deadline_ns is not None and "probe" in reasons:
+            probes = [code for code, reason in enumerate(reasons) if reason == "probe"]
+            rows.deadline_ns[np.isin(rows.reason, probes)] = np.inf
+        if open_:
             too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
             rows.reroute(too_large, Strategy.DROP, "too_large")
         books.append(rows)
     return books
+
+
+def _by_position(column: Array, order: Array) -> Array:
+    moved = np.empty_like(column)
+    moved[order] = column
+    return moved
+
+
+def _log(
+    blocks: Sequence[Block],
+    order: Array | None,
+    books: Sequence[Rows],
+    decided: Decided,
+    carried: Carried,
+) -> None:
+    """Log each job with what it was decided from, as it came."""
+    starts = _starts(blocks)
+    codes, decisions, _ = decided
+    for i, code in enumerate(codes.tolist()):
+        position = i if order is None else int(order[i])
+        block = bisect.bisect_right(starts, position) - 1
+        at, rows = position - starts[block], books[block]
+        log_row(rows, at, blocks[block].job(at), carried.load(), carried.estimate(i))
+        carried.add(i, decisions[code])
 
 
 def _placed(
@@ -239,14 +318,25 @@ def _placed(
     plan = _Plan(dropped=[], queued=[], inline=[])
     for rows, own in zip(books, _beyond(room, blocks, books, order), strict=True):
         rows.reroute(own, Strategy.DROP, "queue_full")
-    for rows, block in zip(books, blocks, strict=True):
-        new_part = functools.partial(Part, block, rows, backlog=backlog, pace=paces[block.kernel])
+    ranks = np.arange(sum(map(len, blocks)))
+    if order is not None:
+        ranks[order] = ranks.copy()
+    starts = _starts(blocks)
+    for rows, block, start in zip(books, blocks, starts, strict=False):
+        new_part = functools.partial(
+            Part,
+            block,
+            rows,
+            ranks[start : start + len(block)],
+            backlog=backlog,
+            pace=paces[block.kernel],
+        )
         plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))
         inline = np.flatnonzero(rows.strategy == Strategy.INLINE.code)
         queued = np.flatnonzero(_in_threads(rows.strategy))
         rows.reroute(*_together(rows, queued, block.kernel), "in_columns")
         if len(queued):
-            plan.queued.append(new_part(queued, block.bounded[queued]))
+            plan.queued.append(new_part(queued, block.bounded[queued] & _counts(rows)[queued]))
         if len(inline):
             plan.inline.append(new_part(inline, np.zeros(len(inline), bool)))
     return plan
@@ -258,7 +348,7 @@ def _beyond(
     """Return which of each block's jobs find the backlog full, in the order of all."""
     starts = _starts(blocks)
     counted = [
-        np.flatnonzero(block.bounded & _in_threads(own.strategy)) + start
+        np.flatnonzero(block.bounded & _counts(own)) + start
         for block, own, start in zip(blocks, books, starts, strict=False)
     ]
     if sum(map(len, counted)) <= room:
@@ -281,6 +371,16 @@ def _together(rows: Rows, queued: Array, kernel: Kernel) -> tuple[Array, Strateg
     if kernel.serial is not None:
         return queued[strategy != Strategy.BATCH.code], Strategy.BATCH
     return queued[strategy == Strategy.SPAWN.code], Strategy.CPU_POOL
+
+
+def _counts(rows: Rows) -> Array:
+    """Return which jobs count among those that wait, if they have a budget.
+
+    None where budgets are held to: the time of what waits is bounded there.
+    """
+    if rows.deadline_ns is not None:
+        return np.zeros(len(rows.strategy), bool)
+    return _in_threads(rows.strategy)
 
 
 def _in_threads(strategy: Array) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -13,17 +15,22 @@ from typing import Any, Self
 
 import anyio
 
+from helixnb._blocks import kernel_of
 from helixnb._config import RouterConfig
-from helixnb._core.lifecycle import Ledger
-from helixnb._core.policy import Policy, StaticPolicy
+from helixnb._core.estimate import CostModel
+from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.policy import AdaptivePolicy, Policy
 from helixnb._core.queues import Backlog
-from helixnb._decide import warm_up as warm_up_static
+from helixnb._core.rules import slots_left
+from helixnb._decide_columns import warm_up as warm_up_rules
+from helixnb._decider import Decider, Explanation
 from helixnb._errors import RouterStateError
 from helixnb._exec.gil import yield_gil
 from helixnb._exec.slots import Slots
-from helixnb._exec.workers import Workers
+from helixnb._exec.workers import Workers, measure_hop_us
 from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._many import Many
+from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
 from helixnb._records import Job, Outcome, Status
 from helixnb._ticket import Ticket
@@ -59,7 +66,10 @@ class Router:
     kernels
         What kinds of jobs there are; names must be unique.
     policy
-        What chooses strategies; `StaticPolicy()` by default.
+        What chooses strategies; `AdaptivePolicy()` by default.
+    shadow
+        A policy that is asked beside it, only to count how often it would choose another strategy
+        (`Stats.shadow_disagreements`).
     progress
         Called as ``progress(done, total, name)`` in a worker thread while kernels compile.
     clock
@@ -78,15 +88,19 @@ class Router:
         *,
         kernels: Iterable[Kernel] = BUILT_IN,
         policy: Policy | None = None,
+        shadow: Policy | None = None,
         progress: Progress | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._config = RouterConfig() if config is None else config
         if not isinstance(self._config, RouterConfig):
             raise TypeError(f"config must be a RouterConfig, got {config!r}")
-        self._policy = StaticPolicy() if policy is None else policy
-        if not callable(getattr(self._policy, "decide", None)):
-            raise TypeError(f"policy must have a method decide, got {policy!r}")
+        self._policy = AdaptivePolicy() if policy is None else policy
+        _check_policy("policy", self._policy)
+        self._is_adaptive = bool(getattr(self._policy, "adaptive", False))
+        self._shadow = shadow
+        if shadow is not None:
+            _check_policy("shadow", shadow)
         self._progress = progress
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
@@ -94,7 +108,10 @@ class Router:
             self._check_new(kernel)
             self._kernels[kernel.name] = kernel
         self._ledger = Ledger(clock)
+        self._costs = CostModel(self._config, learns=self._is_adaptive)
         self._backlog = Backlog(self._config.queue_capacity)
+        self._set_bounds()
+        self._measured_hop_us = 0.0
         self._state = "new"
         self._crash: BaseException | None = None
         self._thread = 0
@@ -115,26 +132,34 @@ class Router:
         self._slots = Slots(self._config.cpu_parallelism)
         self._tasks = anyio.create_task_group()
         self._workers = Workers(
-            self._slots, self._ledger, self._tasks, self._clock, self._supervise
+            self._slots, self._ledger, self._backlog, self._tasks, self._clock, self._supervise
         )
-        parts = (
+        self._pressure = Pressure(self._clock)
+        self._decider = Decider(
             self,
             self._policy,
-            self._ledger,
+            self._shadow,
             self._backlog,
             self._slots,
             self._workers,
-            self._clock,
+            self._pressure,
         )
-        self._intake = Intake(*parts)
-        self._many = Many(*parts)
+        self._intake = Intake(
+            self, self._decider, self._ledger, self._backlog, self._slots, self._workers
+        )
+        self._many = Many(
+            self, self._decider, self._costs, self._ledger, self._backlog, self._workers
+        )
         for kernel in self._kernels.values():
-            self._intake.add_batches(kernel)
+            self._add_batches(kernel)
+        self._measured_hop_us = await measure_hop_us()
         await self._tasks.__aenter__()
         for serve in (
             self._workers.run_alarm,
             self._workers.run_settling,
             self._intake.inline.run,
+            self._pressure.run_heartbeat,
+            functools.partial(self._pressure.run_sampler, lambda: self._config.heed_other_cpu_use),
             functools.partial(
                 yield_gil, self._slots, self._workers.one_waits, self._workers.settle_done
             ),
@@ -222,6 +247,23 @@ class Router:
         return self._config
 
     @property
+    def hop_us(self) -> float:
+        """What it takes to send a thread or to hear from one: as set, or as it was measured."""
+        hop_us = self._config.hop_us
+        return self._measured_hop_us if hop_us is None else hop_us
+
+    @property
+    def stretch(self) -> float:
+        """How many times longer than its CPU time a job takes, while all slots are busy."""
+        slots = self._config.cpu_parallelism
+        return slots / slots_left(slots, self._pressure.cpu_left)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether jobs are held to their budgets; see `Policy`."""
+        return self._is_adaptive
+
+    @property
     def is_open(self) -> bool:
         """Whether jobs are taken: it was entered, and isn't closing."""
         return self._state == "open"
@@ -246,11 +288,17 @@ class Router:
         if self._has_opened:
             self._check_thread()
         self._config = self._config.replace(**changes)
-        self._backlog.capacity = self._config.queue_capacity
+        self._costs.config = self._config
+        self._set_bounds()
         if self._has_opened:
             self._slots.resize(self._config.cpu_parallelism)
             self._workers.look_around()
         return self._config
+
+    def _set_bounds(self) -> None:
+        self._backlog.capacity = self._config.queue_capacity
+        if self._is_adaptive:
+            self._backlog.standing.target_ns = self._config.queue_target_ms * 1e6
 
     async def add_kernel(self, kernel: Kernel) -> None:
         """Compile a further kernel in a worker thread, then take jobs of its kind.
@@ -268,7 +316,11 @@ class Router:
         self._check_takes_kernels()
         self._check_new(kernel)  # another task may have added one meanwhile
         self._kernels[kernel.name] = kernel
-        self._intake.add_batches(kernel)
+        self._add_batches(kernel)
+
+    def _add_batches(self, kernel: Kernel) -> None:
+        model = self._costs.of_kernel(kernel.name, batches=kernel.serial is not None)
+        self._intake.add_batches(kernel, model)
 
     def _check_takes_kernels(self) -> None:
         self._check_open()
@@ -286,8 +338,7 @@ class Router:
     async def _warm_up(self, kernels: list[Kernel], progress: Progress | None) -> None:
         def compile_all() -> None:
             warm_up(kernels, parallel=self._config.parallel_kernels == "auto", progress=progress)
-            if type(self._policy) is StaticPolicy:
-                warm_up_static()
+            warm_up_rules()
 
         await anyio.to_thread.run_sync(compile_all, limiter=anyio.CapacityLimiter(1))
 
@@ -308,8 +359,8 @@ class Router:
             or closed drops the job instead (``router_closed``).
         """
         self._check_open()
-        entry = entry_of(job, self._kernels, self._clock())
-        return await self._intake.run(entry)
+        self._pressure.note_use(self._clock())
+        return await self._intake.submit(job, self._kernels, self._costs)
 
     def submit_soon(self, job: Job) -> Ticket:
         """Take a job in and return at once; no kernel runs inside this call.
@@ -323,10 +374,26 @@ class Router:
             As `submit`.
         """
         self._check_open()
-        entry = entry_of(job, self._kernels, self._clock())
+        entry = self._entry_of(job)
         entry.context = copy_context()
         self._intake.enter(entry, soon=True)
         return Ticket(entry, self._ledger, self._check_thread)
+
+    def explain(self, job: Job) -> Explanation:
+        """Say what would be decided of a job now, and why, without running it.
+
+        Raises
+        ------
+        JobError, RouterStateError
+            As `submit`.
+        """
+        self._check_open()
+        return self._intake.explain(self._entry_of(job))
+
+    def _entry_of(self, job: Job) -> Entry:
+        now_ns = self._clock()
+        self._pressure.note_use(now_ns)
+        return entry_of(job, kernel_of(job, self._kernels), self._costs, now_ns)
 
     async def submit_many(self, jobs: JobColumns | Iterable[Job]) -> Outcomes:
         """Run jobs by the thousand, and wait for all outcomes, in order.
@@ -348,6 +415,7 @@ class Router:
             As `submit`, for the first job at fault that is found; none has run then.
         """
         self._check_open()
+        self._pressure.note_use(self._clock())
         return await self._many.run(jobs, self._kernels)
 
     async def run(
@@ -384,10 +452,13 @@ class Router:
         """
         self._check_open()
         self._runs += 1
+        now_ns = self._clock()
+        self._pressure.note_use(now_ns)
         entry = entry_of_call(
             function,
             args,
-            self._clock(),
+            self._costs,
+            now_ns,
             id=self._runs,
             kind=kind,
             compute_cost=compute_cost,
@@ -409,6 +480,11 @@ class Router:
             batched_jobs=self._workers.batched_jobs if self._has_opened else 0,
             parallel_launches=self._workers.parallel_launches if self._has_opened else 0,
             threading_layer=threading_layer(),
+            loop_lag_ms=self._pressure.lag_ms(self._clock()) if self._has_opened else 0.0,
+            cpu_left=self._pressure.cpu_left if self._has_opened else math.inf,
+            hop_us=self.hop_us,
+            shadow_compared=self._decider.compared if self._has_opened else 0,
+            shadow_disagreements=self._decider.disagreements if self._has_opened else 0,
         )
 
     @property
@@ -426,3 +502,17 @@ class Router:
             if not self._has_opened:
                 raise RouterStateError("the router isn't open: use it in `async with router:`")
             raise RouterStateError("a router belongs to the thread of the event loop it opened on")
+
+
+def _check_policy(name: str, policy: Any) -> None:
+    decide = getattr(policy, "decide", None)
+    if not callable(decide):
+        raise TypeError(f"{name} must have a method decide, got {policy!r}")
+    try:
+        inspect.signature(decide).bind(None, None, None, None)
+    except TypeError:
+        raise TypeError(
+            f"{name}.decide must take job, load, config and estimate, got {policy!r}"
+        ) from None
+    except ValueError:  # a callable without a signature
+        pass

@@ -225,6 +225,7 @@ class BlockOutcomes:
         self.reasons = tuple(rows.reasons)
         self.latency_ms = rows.latency_ns / 1e6
         self.errors: Mapping[int, BaseException] = rows.errors
+        self._retry_after_s = rows.retry_after_s
 
     def __len__(self) -> int:
         return len(self.status)
@@ -266,7 +267,13 @@ class BlockOutcomes:
                 None if math.isnan(budget) else budget,
                 value if code == Status.COMPLETED.code else None,
                 self.errors.get(at),
+                self._retry(at) if code == Status.DROPPED.code else None,
             )
+
+    def _retry(self, at: int) -> float | None:
+        if self._retry_after_s is None or math.isnan(self._retry_after_s[at]):
+            return None
+        return float(self._retry_after_s[at])
 
 
 class Outcomes(Sequence[Outcome]):

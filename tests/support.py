@@ -15,7 +15,19 @@ from typing import Any
 
 import anyio
 
-from helixnb import Decision, Job, Kernel, Load, Outcome, Router, RouterConfig, Stats, Strategy
+from helixnb import (
+    Decision,
+    Estimate,
+    Job,
+    Kernel,
+    Load,
+    Outcome,
+    Router,
+    RouterConfig,
+    StaticPolicy,
+    Stats,
+    Strategy,
+)
 from helixnb_kernels import BUILT_IN
 
 DATA = Path(__file__).parent / "data"
@@ -77,7 +89,7 @@ class Always:
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
-    def decide(self, job: Job, load: Load, config: RouterConfig) -> Decision:
+    def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Estimate) -> Decision:
         return Decision(self.strategy, "test")
 
 
@@ -147,8 +159,9 @@ async def submit_all(router: Router, jobs: Iterable[Job]) -> list[Outcome]:
 
 
 def router(*kernels: Kernel, policy: Any = None, **settings: Any) -> Router:
-    """Make a router with two slots, the built-in kernels and `kernels`."""
+    """Make a router with two slots, the built-in kernels and `kernels`; static by default."""
     settings = {"cpu_parallelism": 2, "batch_max_delay_ms": 1.0, "drain_timeout_s": 5.0} | settings
+    policy = StaticPolicy() if policy is None else policy
     return Router(RouterConfig(**settings), kernels=(*BUILT_IN, *kernels), policy=policy)
 
 

@@ -9,11 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
+from helixnb._core.estimate import KindModel
 from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease
-from helixnb._exec.work import Work, warn_of_batch
+from helixnb._exec.work import Work, timer, warn_of_batch
 from helixnb._records import Array
 from helixnb_kernels import Columns, Kernel
 
@@ -68,8 +69,18 @@ class Jobs(Protocol):
         ...
 
     @property
+    def work(self) -> Array:
+        """What the time of each depends on."""
+        ...
+
+    @property
     def predicted_ns(self) -> Array:
         """How long each should take alone."""
+        ...
+
+    @property
+    def model(self) -> KindModel:
+        """What is known of the kind."""
         ...
 
 
@@ -80,6 +91,8 @@ class Part:
     ----------
     block, rows
         What they belong to, and its books.
+    ranks
+        Where each job of the block comes in the order of the call.
     positions
         Where each of them stands in the block.
     bounded
@@ -90,6 +103,7 @@ class Part:
         self,
         block: Jobs,
         rows: Rows,
+        ranks: Array,
         positions: Array,
         bounded: Array,
         *,
@@ -97,9 +111,12 @@ class Part:
         pace: Pace,
     ) -> None:
         self.kernel = block.kernel
+        self.model = block.model
+        self.work = block.work
         self.columns = block.columns
         self.rows = rows
         self.positions = positions
+        self._ranks = ranks
         self.alone: deque[int] = deque()
         self.pace = pace
         self._until_ns = np.cumsum(block.predicted_ns[positions])
@@ -107,6 +124,8 @@ class Part:
         self._whole = len(positions) == len(block.columns)
         self._bounded = np.concatenate(([0], np.cumsum(bounded)))
         self._backlog = backlog
+        self._by_deadline = _by_deadline(rows, positions)
+        self._expired = 0
 
     @property
     def bounded(self) -> int:
@@ -126,6 +145,15 @@ class Part:
         """Return how long some jobs should take one after the other."""
         before_ns = self._until_ns[start - 1] if start else 0.0
         return float(self._until_ns[stop - 1] - before_ns)
+
+    @property
+    def rank(self) -> float:
+        """Where the next job comes in the order of the call; what runs again is first."""
+        if self.alone:
+            return -1
+        if self._taken == len(self.positions):
+            return math.inf
+        return int(self._ranks[self.positions[self._taken]])
 
     def take(self, sharers: int, *, gather: bool = True) -> Work | None:
         """Take what is worth about a millisecond, or a fair share of less.
@@ -148,11 +176,14 @@ class Part:
         if stop < start + GATHER_JOBS and gather:
             stop = min(self._reach(min(GATHER_NS, fair_ns)), start + GATHER_JOBS)
         most = self.pace.most
-        if self.kernel.serial is None:
+        alone = self.kernel.serial is None
+        if alone:
             most = min(most, ALONE_JOBS)
+        elif to_learn := self.model.to_learn:
+            alone, most = True, to_learn
         stop = min(max(stop, start + 1), start + most, len(self.positions))
         self._release(stop)
-        if self.kernel.serial is None:
+        if alone:
             return Alone(self, list(range(start, stop)))
         live = self.rows.begin(self.positions[start:stop])
         return Piece(self, start, stop, live=len(live) > 0)
@@ -168,6 +199,17 @@ class Part:
         self._taken = stop
         self._backlog.grow(-counted)
 
+    def expire(self, now_ns: float) -> float:
+        """Drop what waits past its deadline; returns the next one."""
+        if self.rows.deadline_ns is None:
+            return math.inf
+        deadlines_ns = self.rows.deadline_ns[self._by_deadline[self._expired :]]
+        late = int(np.searchsorted(deadlines_ns, now_ns))
+        if late:
+            self.rows.expire(self._by_deadline[self._expired : self._expired + late])
+            self._expired += late
+        return float(deadlines_ns[late]) if late < len(deadlines_ns) else math.inf
+
     def abandon(self) -> None:
         """Take nothing any more."""
         self._release(len(self.positions))
@@ -180,11 +222,22 @@ class Part:
         return self.columns.take(self.positions[start:stop]), 0, stop - start
 
 
+def _by_deadline(rows: Rows, positions: Array) -> Array:
+    """Return those of some jobs that have a deadline, the earliest first."""
+    if rows.deadline_ns is None:
+        return positions[:0]
+    finite = positions[np.isfinite(rows.deadline_ns[positions])]
+    ordered: Array = finite[np.argsort(rows.deadline_ns[finite], kind="stable")]
+    return ordered
+
+
 class Piece(Work):
     """Jobs of a part, in one kernel call."""
 
     def __init__(self, part: Part, start: int, stop: int, *, live: bool) -> None:
         self._part = part
+        self._taken_ns = 0
+        self.predicted_ns = part.predicted_ns(start, stop) * part.pace.scale
         self._start = start
         self._stop = stop
         self._live = live
@@ -195,7 +248,8 @@ class Piece(Work):
         if not self._live:  # the call was cancelled, or the router closed
             return
         part = self._part
-        began_ns = time.thread_time_ns()
+        clock = timer(part.kernel)
+        began_ns = clock()
         try:
             self._values, self._failed, _ = part.kernel.run_columns(
                 *part.cut(self._start, self._stop)
@@ -207,13 +261,18 @@ class Piece(Work):
             return
         self.batched = self._stop - self._start
         predicted_ns = part.predicted_ns(self._start, self._stop)
-        part.pace.learn(self.batched, predicted_ns, time.thread_time_ns() - began_ns)
+        self._taken_ns = clock() - began_ns
+        part.pace.learn(self.batched, predicted_ns, self._taken_ns)
 
     def settle(self) -> None:
-        if not self._live:
-            return
         part = self._part
         positions = part.positions[self._start : self._stop]
+        part.rows.expire(positions)
+        if not self._live:
+            return
+        if self._taken_ns:
+            work = float(part.work[positions].sum())
+            part.model.learn_batch(self.batched, work, self._taken_ns, part.rows.clock())
         if self._values is None or self._failed is None:
             failed = np.arange(len(positions))
         else:
@@ -234,7 +293,9 @@ class Alone(Work):
     def __init__(self, part: Part, jobs: list[int]) -> None:
         self._part = part
         self._jobs = jobs
+        self.predicted_ns = sum(part.predicted_ns(job, job + 1) for job in jobs)
         self._completed: list[int] = []
+        self._taken_ns: list[int] = []
         self._values = part.kernel.no_values(len(jobs))
         self._failed: list[tuple[int, BaseException]] = []
         self._left: list[int] = []
@@ -255,6 +316,8 @@ class Alone(Work):
             at = int(part.positions[job])
             if not len(part.rows.begin(part.positions[job : job + 1])):
                 continue
+            clock = timer(part.kernel)
+            started_ns = clock()
             try:
                 value = part.kernel.solo_call(
                     columns.inputs_of(at),
@@ -262,6 +325,7 @@ class Alone(Work):
                     int(columns.job_id[at]),
                     tuple(column[at].item() for column in columns.params),
                 )()
+                own_ns = clock() - started_ns
                 self._values[len(self._completed)] = value
             except BaseException as error:
                 self._failed.append((job, error))
@@ -271,12 +335,18 @@ class Alone(Work):
                     return
             else:
                 self._completed.append(job)
+                self._taken_ns.append(own_ns)
 
     def settle(self) -> None:
         part = self._part
+        part.rows.expire(part.positions[self._jobs])
         if self._completed:
             values = self._values[: len(self._completed)]
-            part.rows.complete(part.positions[self._completed], values)
+            positions = part.positions[self._completed]
+            part.rows.complete(positions, values)
+            now_ns = part.rows.clock()
+            for at, taken_ns in zip(positions.tolist(), self._taken_ns, strict=True):
+                part.model.learn(float(part.work[at]), taken_ns, now_ns)
         for job, error in self._failed:
             part.rows.fail(part.positions[job : job + 1], error)
         part.alone.extendleft(reversed(self._left))
@@ -295,15 +365,21 @@ class ColumnLane(Lane):
         return 0 if self.threads_worth else math.inf
 
     @property
+    def left_ns(self) -> float:
+        return sum(part.left_ns for part in self._parts)
+
+    @property
     def threads_worth(self) -> int:
-        left_ns = sum(part.left_ns for part in self._parts)
+        left_ns = self.left_ns
         return 1 + int(left_ns / HOP_PAYS_NS) if left_ns else 0
 
-    def take(self, lease: Lease) -> Work | None:  # noqa: ARG002  # as declared
-        for part in self._parts:
-            if (work := part.take(1 + self.sent)) is not None:
-                return work
-        return None
+    def expire(self, now_ns: float) -> float:
+        return min((part.expire(now_ns) for part in self._parts), default=math.inf)
+
+    def take(self, lease: Lease, *, gather: bool) -> Work | None:  # noqa: ARG002  # as declared
+        if not self._parts:
+            return None
+        return min(self._parts, key=lambda part: part.rank).take(1 + self.sent)
 
     def abandon(self) -> None:
         """Let nothing be taken any more: the call is over."""

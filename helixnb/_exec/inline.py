@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import anyio
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.lanes import CHUNK_NS
-from helixnb._exec.work import call
-from helixnb._records import Status
+from helixnb._exec.work import call, timer
+from helixnb._records import Status, Strategy
 
 
 def run_on_loop(ledger: Ledger, entry: Entry) -> None:
     """Run one job here and now, on the event loop, and settle it, unless it has ended."""
     if not ledger.begin((entry,)):
         return
+    clock = timer(entry.kernel) if entry.model.is_due() else None
     try:
-        value = call(entry)
+        if clock is None:
+            value = call(entry)
+        else:
+            began_ns = clock()
+            value = call(entry)
+            taken_ns = clock() - began_ns
     except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
         ledger.settle(entry, Status.FAILED, error=error)
         raise
@@ -26,6 +30,16 @@ def run_on_loop(ledger: Ledger, entry: Entry) -> None:
         ledger.settle(entry, Status.FAILED, error=error)
     else:
         ledger.settle(entry, Status.COMPLETED, value=value)
+        if clock is not None:
+            entry.model.learn(entry.work, taken_ns, ledger.clock())
+
+
+def settle_late(backlog: Backlog, ledger: Ledger) -> None:
+    """Drop the jobs that waited until it was too late for them."""
+    while backlog.late:
+        entry = backlog.late.popleft()
+        entry.reroute(Strategy.DROP, "expired")
+        ledger.settle(entry, Status.DROPPED)
 
 
 class InlineLane:
@@ -34,10 +48,11 @@ class InlineLane:
     Other tasks get their turn once a millisecond.
     """
 
-    def __init__(self, backlog: Backlog, ledger: Ledger, clock: Callable[[], int]) -> None:
+    def __init__(self, backlog: Backlog, ledger: Ledger) -> None:
         self.queue = JobQueue(backlog)
+        self._backlog = backlog
         self._ledger = ledger
-        self._clock = clock
+        self._clock = ledger.clock
         self._news = anyio.Event()
 
     def push(self, entry: Entry) -> None:
@@ -54,6 +69,7 @@ class InlineLane:
                 await self._news.wait()
             turn_ends_ns = self._clock() + CHUNK_NS
             while self.queue and self._clock() < turn_ends_ns:
-                for entry in self.queue.take(1):
+                for entry in self.queue.take(1, now_ns=self._clock()):
                     run_on_loop(self._ledger, entry)
+            settle_late(self._backlog, self._ledger)
             await anyio.lowlevel.checkpoint()

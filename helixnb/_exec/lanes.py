@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Protocol
 
 from helixnb._config import RouterConfig
+from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Ledger
 from helixnb._core.queues import Backlog, JobQueue, batch_release_in_ns
+from helixnb._core.rules import HAND_BACK_NS
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Batch, Chunk, Work
 from helixnb_kernels import Kernel, max_threads, parallel_region_is_free
@@ -42,6 +43,21 @@ class Settings(Protocol):
         """Whether further jobs may come."""
         ...
 
+    @property
+    def hop_us(self) -> float:
+        """What a hop takes; see `RouterConfig`."""
+        ...
+
+    @property
+    def stretch(self) -> float:
+        """How many times longer than its CPU time a job takes, while all slots are busy."""
+        ...
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the policy wants batches as soon as a slot is free; see `Policy`."""
+        ...
+
 
 class Lane(ABC):
     """Work that waits for worker threads. `take` is called in them, one at a time.
@@ -50,9 +66,15 @@ class Lane(ABC):
     ----------
     sent
         How many threads are on their way because of this lane.
+    served_ns
+        Predicted time of what was taken from here, by the threads' account of it.
+    queue
+        What waits here, if it waits in a queue.
     """
 
     sent = 0
+    served_ns = 0.0
+    queue: JobQueue | None = None
 
     @abstractmethod
     def due_in_ns(self) -> float:
@@ -63,16 +85,32 @@ class Lane(ABC):
     def threads_worth(self) -> int:
         """How many threads what waits here is worth, if it is due."""
 
+    @property
+    def left_ns(self) -> float:
+        """Predicted time of what waits here."""
+        return 0.0 if self.queue is None else self.queue.work_ns * self.queue.scale
+
+    def expire(self, now_ns: float) -> float:  # noqa: ARG002  # those with a queue share a watch
+        """Settle what waits past its deadline; returns the next one."""
+        return math.inf
+
     @abstractmethod
-    def take(self, lease: Lease) -> Work | None:
+    def take(self, lease: Lease, *, gather: bool) -> Work | None:
         """Take what one thread shall do now, None if nothing is due.
 
-        `lease` is the slot of the thread, which may be extended.
+        Parameters
+        ----------
+        lease
+            The slot of the thread, which may be extended.
+        gather
+            Whether the thread has other lanes to turn to, if this one would rather gather more.
         """
 
 
 class QueueLane(Lane):
     """A lane with a queue of jobs."""
+
+    queue: JobQueue
 
     def __init__(self, backlog: Backlog, ledger: Ledger) -> None:
         self.queue = JobQueue(backlog)
@@ -87,11 +125,17 @@ class PoolLane(QueueLane):
 
     @property
     def threads_worth(self) -> int:
-        return min(len(self.queue), 1 + int(self.queue.work_ns / HOP_PAYS_NS))
+        jobs = len(self.queue)
+        # One thread keeps up with jobs that the event loop takes longer to hand over.
+        work_ns = self.queue.work_ns - jobs * HAND_BACK_NS
+        return min(jobs, 1 + int(work_ns / HOP_PAYS_NS)) if work_ns > 0 else min(jobs, 1)
 
-    def take(self, lease: Lease) -> Work | None:  # noqa: ARG002  # as declared
+    def take(self, lease: Lease, *, gather: bool) -> Work | None:  # noqa: ARG002  # as declared
         share = -(-len(self.queue) // (1 + self.sent))
-        entries = self.queue.take(min(share, CHUNK_JOBS), CHUNK_NS) if share else []
+        if not share:
+            return None
+        now_ns = self._ledger.clock()
+        entries = self.queue.take(min(share, CHUNK_JOBS), CHUNK_NS, now_ns=now_ns)
         return Chunk(self._ledger, entries) if entries else None
 
 
@@ -104,14 +148,14 @@ class BatchLane(QueueLane):
         ledger: Ledger,
         slots: Slots,
         kernel: Kernel,
+        model: KindModel,
         settings: Settings,
-        clock: Callable[[], int],
     ) -> None:
         super().__init__(backlog, ledger)
         self._slots = slots
         self._kernel = kernel
+        self._model = model
         self._settings = settings
-        self._clock = clock
 
     @property
     def threads_worth(self) -> int:
@@ -120,29 +164,59 @@ class BatchLane(QueueLane):
     def due_in_ns(self) -> float:
         if not self._settings.is_open:  # no company to wait for any more
             return super().due_in_ns()
+        if self._settings.is_adaptive:  # who asks has a slot, and others gather while there is none
+            return super().due_in_ns()
         config = self._settings.config
         return batch_release_in_ns(
             len(self.queue),
             self.queue.oldest_ns,
-            self._clock(),
+            self._ledger.clock(),
             config.batch_max_jobs,
             config.batch_max_delay_ms,
         )
 
-    def take(self, lease: Lease) -> Work | None:
+    def take(self, lease: Lease, *, gather: bool) -> Work | None:
         if self.due_in_ns() > 0:
             return None
         config = self._settings.config
-        entries = self.queue.take(config.batch_max_jobs)
+        model = self._model
+        self.queue.scale = model.gains.scale(len(self.queue))
+        if self._settings.is_adaptive:
+            most = min(config.batch_max_jobs, self._model.gains.largest)
+            if gather and self._gathers(most):
+                return None
+            now_ns = self._ledger.clock()
+            stretch = self._settings.stretch
+            entries = self.queue.take_batch(
+                most, now_ns, lambda jobs, alone_ns: stretch * model.together_ns(jobs, alone_ns)
+            )
+        else:
+            entries = self.queue.take(config.batch_max_jobs)
         if not entries:
             return None
+        alone_ns = sum(entry.predicted_ns for entry in entries)
         threads = min(config.cpu_parallelism, max_threads(), len(entries))
         if (
             threads > 1
             and config.parallel_kernels == "auto"
-            and sum(entry.predicted_ns for entry in entries) >= PARALLEL_PAYS_NS
+            and alone_ns >= PARALLEL_PAYS_NS
             and self._kernel.can_run_parallel
             and parallel_region_is_free()
         ):
             self._slots.extend(lease, threads - 1)
-        return Batch(self._ledger, self._kernel, entries, lease.size)
+        predicted_ns = self._model.together_ns(len(entries), alone_ns) / lease.size
+        return Batch(self._ledger, entries, lease.size, predicted_ns)
+
+    def _gathers(self, most: int) -> bool:
+        """Tell whether the batch had better wait for more jobs, while threads have other work."""
+        jobs = len(self.queue)
+        if jobs >= min(most, self._model.gains.enough):
+            return False
+        oldest = self.queue.oldest
+        if oldest is None:
+            return False
+        ends_ns = oldest.deadline_ns - self._model.together_ns(jobs, self.queue.work_ns)
+        delay_ns = self._settings.config.batch_max_delay_ms * 1e6
+        if ends_ns < math.inf:
+            delay_ns = (ends_ns - oldest.arrived_ns) / 2
+        return self._ledger.clock() < oldest.arrived_ns + delay_ns

@@ -17,17 +17,20 @@ class Lease:
         How many slots are held, and so on how many threads the holder may compute; 0 for none.
     begun
         Whether its thread has begun.
+    ends_ns
+        When it should be done with what it has in hand.
     lane
         The lane that the thread was sent for.
     wanted
         Held; released to wake the thread, which has slots again then.
     """
 
-    __slots__ = ("begun", "lane", "size", "wanted")
+    __slots__ = ("begun", "ends_ns", "lane", "size", "wanted")
 
     def __init__(self) -> None:
         self.size = 0
         self.begun = False
+        self.ends_ns = 0.0
         self.lane: Any = None
         self.wanted = threading.Lock()
         self.wanted.acquire()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.queues import LONG_NS
 from helixnb._records import Status
 from helixnb_kernels import Kernel
 
@@ -20,7 +23,8 @@ logger = logging.getLogger("helixnb")
 
 _warned: weakref.WeakSet[Kernel] = weakref.WeakSet()
 
-Ended = tuple[Entry, Any, BaseException | None]
+Ended = tuple[Entry, Any, BaseException | None, int]
+"""A job, its value or what it raised, and what it took alone, in nanoseconds; 0 in a batch."""
 
 
 class Work(ABC):
@@ -28,6 +32,8 @@ class Work(ABC):
 
     Attributes
     ----------
+    predicted_ns
+        How long it should take.
     batched
         How many jobs it ran in one call as a batch, 0 for none.
     parallel
@@ -36,6 +42,7 @@ class Work(ABC):
         The KeyboardInterrupt that ended it early, which its jobs had no part in.
     """
 
+    predicted_ns = 0.0
     batched = 0
     parallel = False
     interrupt: KeyboardInterrupt | None = None
@@ -53,29 +60,64 @@ class Work(ABC):
         """Settle its jobs as failed, on the event loop: no thread could do it, or `run` raised."""
 
 
+class Called(NamedTuple):
+    """A kernel call for several jobs.
+
+    Attributes
+    ----------
+    entries
+        Its jobs.
+    taken_ns
+        Of all threads together.
+    parallel
+        Whether they were several.
+    """
+
+    entries: list[Entry]
+    taken_ns: int
+    parallel: bool
+
+
 class Chunk(Work):
     """Jobs of any kinds, one after the other; those of one kernel in one call if they are many."""
 
     def __init__(self, ledger: Ledger, entries: list[Entry]) -> None:
         self._ledger = ledger
         self.entries = entries
+        self.predicted_ns = sum(min(entry.predicted_ns, LONG_NS) for entry in entries)
         self._ended: list[Ended] = []
+        self._calls: list[Called] = []
 
     def run(self) -> None:
         for group in _groups(self.entries):
             kernel = group[0].kernel
-            if len(group) < TOGETHER or kernel is None or kernel.serial is None:
-                self._ended += run_each(self._ledger, group)
+            if len(group) >= TOGETHER and kernel is not None and kernel.serial is not None:
+                self._run_together(group, 1)
             else:
-                ended, _ = run_together(self._ledger, kernel, group, 1)
-                self._ended += ended
+                self._ended += run_each(self._ledger, group)
+
+    def _run_together(self, entries: list[Entry], threads: int) -> None:
+        """Run jobs in one call; a few of a kind alone first, if nothing is known of it."""
+        if to_learn := entries[0].model.to_learn:
+            self._ended += run_each(self._ledger, entries[:to_learn])
+            entries = entries[to_learn:]
+        ended, called = run_together(self._ledger, entries, threads)
+        self._ended += ended
+        if called is not None:
+            self._calls.append(called)
 
     def settle(self) -> None:
-        for entry, value, error in self._ended:
+        now_ns = self._ledger.clock()
+        for entry, value, error, taken_ns in self._ended:
             if error is None:
                 self._ledger.settle(entry, Status.COMPLETED, value=value)
+                if taken_ns:
+                    entry.model.learn(entry.work, taken_ns, now_ns)
             else:
                 self._ledger.settle(entry, Status.FAILED, error=error)
+        for entries, taken_ns, _ in self._calls:
+            work = sum(entry.work for entry in entries)
+            entries[0].model.learn_batch(len(entries), work, taken_ns, now_ns)
 
     def fail(self, error: BaseException) -> None:
         for entry in self.entries:
@@ -85,19 +127,24 @@ class Chunk(Work):
 class Batch(Chunk):
     """Jobs of one kernel, in one call."""
 
-    def __init__(self, ledger: Ledger, kernel: Kernel, entries: list[Entry], threads: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        entries: list[Entry],
+        threads: int,
+        predicted_ns: float,
+    ) -> None:
         super().__init__(ledger, entries)
-        self._kernel = kernel
+        self.predicted_ns = predicted_ns
         self._threads = threads
 
     def run(self) -> None:
-        if self._kernel.serial is None:
+        if self.entries[0].kernel.serial is None:
             self._ended = run_each(self._ledger, self.entries)
         else:
-            self._ended, self.parallel = run_together(
-                self._ledger, self._kernel, self.entries, self._threads
-            )
-            self.batched = len(self._ended)
+            self._run_together(self.entries, self._threads)
+            self.batched = sum(len(called.entries) for called in self._calls)
+            self.parallel = any(called.parallel for called in self._calls)
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:
@@ -120,6 +167,20 @@ def call(entry: Entry) -> Any:
     return run() if entry.context is None else entry.context.run(run)
 
 
+def timer(kernel: Kernel | None) -> Callable[[], int]:
+    """Return the clock for a job's time: of the CPU for what only computes.
+
+    It doesn't count the wait for the GIL at the end, and other programs' share of the CPU.
+    """
+    if kernel is not None and kernel.is_compiled:
+        return time.thread_time_ns
+    return time.perf_counter_ns
+
+
+def _no_time() -> int:
+    return 0
+
+
 def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
     """Run jobs one after the other in this worker thread; what one raises is its result.
 
@@ -129,20 +190,27 @@ def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
     for entry in entries:
         if not ledger.begin((entry,)):
             continue
+        clock = timer(entry.kernel) if entry.model.is_due() else _no_time
+        began_ns = clock()
         try:
-            ended.append((entry, call(entry), None))
+            ended.append((entry, call(entry), None, clock() - began_ns))
         except BaseException as error:  # a SystemExit of one job must not end the others' thread
-            ended.append((entry, None, error))
+            ended.append((entry, None, error, 0))
     return ended
 
 
 def run_together(
-    ledger: Ledger, kernel: Kernel, entries: list[Entry], threads: int
-) -> tuple[list[Ended], bool]:
-    """Run jobs in one kernel call in this worker thread; those that fail in it, once alone."""
+    ledger: Ledger, entries: list[Entry], threads: int
+) -> tuple[list[Ended], Called | None]:
+    """Run jobs of one kernel in one call in this thread; those that fail in it, once alone."""
     live = ledger.begin(entries)
     if not live:
-        return [], False
+        return [], None
+    if len(live) == 1:
+        return _rerun(ledger, live), None
+    kernel = live[0].kernel
+    clock = time.perf_counter_ns if threads > 1 else timer(kernel)
+    began_ns = clock()
     try:
         result = kernel.run_batch(
             [entry.inputs for entry in live],
@@ -154,18 +222,17 @@ def run_together(
         )
     except BaseException as error:
         warn_of_batch(kernel, error)
-        return _rerun(ledger, live), False
-    if not result.failed:
-        return [
-            (entry, value, None) for entry, value in zip(live, result.values, strict=True)
-        ], result.parallel
-    failed = set(result.failed)
+        return _rerun(ledger, live), None
+    taken_ns = clock() - began_ns
+    called = Called(live, taken_ns * (threads if result.parallel else 1), result.parallel)
     ended: list[Ended] = [
-        (entry, value, None)
-        for i, (entry, value) in enumerate(zip(live, result.values, strict=True))
-        if i not in failed
+        (entry, value, None, 0) for entry, value in zip(live, result.values, strict=True)
     ]
-    return ended + _rerun(ledger, [live[i] for i in result.failed]), result.parallel
+    if result.failed:
+        failed = set(result.failed)
+        ended = [each for i, each in enumerate(ended) if i not in failed]
+        ended += _rerun(ledger, [live[i] for i in result.failed])
+    return ended, called
 
 
 def warn_of_batch(kernel: Kernel, error: BaseException) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
@@ -16,7 +17,8 @@ import anyio
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.gil import own_clock, waits
-from helixnb._exec.lanes import Lane
+from helixnb._exec.inline import settle_late
+from helixnb._exec.lanes import CHUNK_NS, Lane, QueueLane
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Chunk, Work
 
@@ -26,6 +28,24 @@ if TYPE_CHECKING:  # importing it takes 3 ms
 LINGER_S = 0.002
 """How long a thread waits for more work before it ends: to wake it takes half of a hop's 0.1 ms, on
 both sides, and the batch that gathers meanwhile comes within that."""
+
+EXPIRY_NS = 1_000_000
+"""The least time between two looks for jobs that have expired."""
+
+
+HOPS = 7
+"""Hops that are measured when a router opens: about a millisecond."""
+
+
+async def measure_hop_us() -> float:
+    """Return what it takes to send a thread or to hear from one: half of a visit, at the median."""
+    visits_s = []
+    limiter = anyio.CapacityLimiter(1)
+    for _ in range(HOPS):
+        began_s = time.perf_counter()
+        await anyio.to_thread.run_sync(int, limiter=limiter)
+        visits_s.append(time.perf_counter() - began_s)
+    return sorted(visits_s)[HOPS // 2] / 2 * 1e6
 
 
 class Workers:
@@ -41,6 +61,7 @@ class Workers:
         self,
         slots: Slots,
         ledger: Ledger,
+        backlog: Backlog,
         tasks: TaskGroup,
         clock: Callable[[], int],
         supervise: Callable[..., Coroutine[Any, Any, None]],
@@ -48,12 +69,14 @@ class Workers:
         self._slots = slots
         self._spawned = JobQueue(Backlog(math.inf))
         self._ledger = ledger
+        self._backlog = backlog
         self._tasks = tasks
         self._clock = clock
         self._supervise = supervise
         # A thread runs the jobs of many callers: none of them shall see one caller's variables.
         self._context = copy_context()
-        self._lanes: deque[Lane] = deque()  # in the order in which threads turn to them
+        self._lanes: list[Lane] = []  # the one that was served last at the end
+        self._virtual_ns = 0.0
         self._known: tuple[Lane, ...] = ()  # the same, for the event loop
         # Any lock that the event loop takes may be asked for again by a finaliser that runs then.
         self._taking = threading.RLock()
@@ -107,7 +130,7 @@ class Workers:
         if self._slots.idle and lane.threads_worth > lane.sent:
             due_in_ns = lane.due_in_ns()
             if due_in_ns > 0:
-                self._wake_in(due_in_ns)
+                self._wake_at(self._clock() + due_in_ns)
                 return
             while lane.threads_worth > lane.sent:
                 with self._taking:
@@ -138,6 +161,35 @@ class Workers:
         if lease.lane is not None:
             lease.lane.sent -= 1
 
+    def backlogs_ns(
+        self, now_ns: int, pool: QueueLane | None, batch: QueueLane | None
+    ) -> tuple[float, float]:
+        """Return the predicted time of what waits and runs before a job that comes now.
+
+        The first number is for one that comes to the pool, or behind everything for None; the
+        second for one that joins a batch. Lanes share the threads' time evenly, so no more of
+        another lane comes before than of its own.
+        """
+        before_ns = self._spawned.work_ns
+        for lease in list(self._clocks):
+            if lease.ends_ns > now_ns:
+                before_ns += lease.ends_ns - now_ns
+        pool_ns = CHUNK_NS if pool is None else CHUNK_NS + pool.queue.work_ns
+        batch_ns = CHUNK_NS + batch.queue.work_ns * batch.queue.scale if batch else pool_ns
+        pool_before_ns = batch_before_ns = before_ns
+        for lane in self._known:
+            queue = lane.queue
+            # As `left_ns`, which takes a call; this runs for each job while the slots are busy.
+            left_ns = lane.left_ns if queue is None else queue.work_ns * queue.scale
+            if left_ns:
+                pool_before_ns += left_ns if pool is None or left_ns < pool_ns else pool_ns
+                batch_before_ns += left_ns if left_ns < batch_ns else batch_ns  # noqa: FURB136
+        return pool_before_ns, batch_before_ns
+
+    def expect(self, deadline_ns: float) -> None:
+        """Look whether a job has expired, when its time has come."""
+        self._wake_at(deadline_ns)
+
     def look_around(self) -> None:
         """Look at all lanes: slots came free, or settings have changed."""
         for lane in self._known:
@@ -150,8 +202,7 @@ class Workers:
         except RuntimeError:  # one has come or gone meanwhile, so that it had the GIL
             return False
 
-    def _wake_in(self, delay_ns: float) -> None:
-        at_ns = self._clock() + delay_ns
+    def _wake_at(self, at_ns: float) -> None:
         if at_ns < self._alarm_ns:
             self._alarm_ns = at_ns
             self._alarm.set()
@@ -165,7 +216,17 @@ class Workers:
                 await self._alarm.wait()
             if timeout.cancelled_caught:
                 self._alarm_ns = math.inf
+                self._expire()
                 self.look_around()
+
+    def _expire(self) -> None:
+        now_ns = self._clock()
+        self._backlog.expire(now_ns)
+        settle_late(self._backlog, self._ledger)
+        deadline_ns = self._backlog.deadline_ns
+        for lane in self._known:
+            deadline_ns = min(deadline_ns, lane.expire(now_ns))
+        self._wake_at(max(deadline_ns, now_ns + EXPIRY_NS))
 
     async def run_settling(self) -> None:
         """Settle what threads hand over while they go on. Never ends."""
@@ -193,6 +254,7 @@ class Workers:
             self.batches += work.batched > 0
             self.batched_jobs += work.batched
             self.parallel_launches += work.parallel
+        settle_late(self._backlog, self._ledger)
 
     async def _visit(self, lease: Lease) -> None:
         """Let a thread work for as long as there is something to do."""
@@ -275,13 +337,26 @@ class Workers:
 
         `_taking` is held.
         """
+        work = self._next(lease)
+        lease.ends_ns = 0.0 if work is None else self._clock() + work.predicted_ns
+        return work
+
+    def _next(self, lease: Lease) -> Work | None:
         if entries := self._spawned.take(1):  # which has a slot, even if there are fewer by now
             return Chunk(self._ledger, entries)
         if self._slots.busy > self._slots.total:
             return None
-        for _ in range(len(self._lanes)):
-            lane = self._lanes[0]
-            self._lanes.rotate(-1)
-            if (work := lane.take(lease)) is not None:
-                return work
+        # By start-time fair queuing (Goyal, Vin and Cheng 1996): whoever got the least comes first.
+        lanes = sorted(self._lanes, key=self._start_ns)
+        for gather in (True, False):
+            for lane in lanes:
+                if (work := lane.take(lease, gather=gather)) is not None:
+                    self._virtual_ns = self._start_ns(lane)
+                    lane.served_ns = self._virtual_ns + work.predicted_ns
+                    self._lanes.remove(lane)
+                    self._lanes.append(lane)  # among equals, the one that waited longest
+                    return work
         return None
+
+    def _start_ns(self, lane: Lane) -> float:
+        return max(lane.served_ns, self._virtual_ns)

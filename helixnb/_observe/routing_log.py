@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Any
 
 from helixnb._core.lifecycle import Entry
 from helixnb._core.rows import Rows
-from helixnb._records import Job, Load, Strategy
+from helixnb._records import Estimate, Job, Load, Strategy
 
 logger = logging.getLogger("helixnb.route")
 
 
-def log_route(entry: Entry, load: Load) -> None:
+def is_logging() -> bool:
+    """Tell whether anybody listens."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def log_route(entry: Entry, load: Load, estimate: Estimate) -> None:
     """Log how a job is routed, if anybody listens; each field is also one of the record's.
 
-    ``strategy`` is what was decided; ``executed`` stands in the line too where it differs.
+    ``strategy`` is what was decided; ``executed`` stands in the line too where it differs. The rest
+    is all that a policy reads, so that a decision can be repeated.
     """
-    if logger.isEnabledFor(logging.DEBUG):
-        _log(entry.job, entry.decision.strategy, entry.strategy, entry.reason, load)
+    if is_logging():
+        decided = entry.decision
+        _log(entry.job, decided.strategy, entry.strategy, entry.reason, load, estimate)
 
 
-def log_rows(rows: Rows, job: Callable[[int], Job], load: Load) -> None:
-    """Log how jobs in columns are routed, as `log_route` does; `job` gives each by its position."""
-    if logger.isEnabledFor(logging.DEBUG):
-        strategies = tuple(Strategy)
-        for at in range(len(rows.status)):
-            decided, executed = strategies[rows.decided[at]], strategies[rows.strategy[at]]
-            _log(job(at), decided, executed, rows.reasons[rows.reason[at]], load)
+def log_row(rows: Rows, at: int, job: Job, load: Load, estimate: Estimate) -> None:
+    """Log how a job in columns is routed, as `log_route` does."""
+    strategies = tuple(Strategy)
+    decided, executed = strategies[rows.decided[at]], strategies[rows.strategy[at]]
+    _log(job, decided, executed, rows.reasons[rows.reason[at]], load, estimate)
 
 
-def _log(job: Job, decided: Strategy, executed: Strategy, reason: str, load: Load) -> None:
-    fields = {
+def _log(
+    job: Job, decided: Strategy, executed: Strategy, reason: str, load: Load, estimate: Estimate
+) -> None:
+    fields: dict[str, Any] = {
         "job_id": job.id,
         "kind": job.kind,
         "cost": job.compute_cost,
@@ -43,6 +50,8 @@ def _log(job: Job, decided: Strategy, executed: Strategy, reason: str, load: Loa
     if executed is not decided:
         fields["executed"] = executed.value
     fields["reason"] = reason
+    for record in (load, estimate):
+        fields |= {name: getattr(record, name) for name in record.__dataclass_fields__}
     line = " ".join(f"{name}={value}" for name, value in fields.items())
     try:
         logger.debug("route %s", line, extra=fields)

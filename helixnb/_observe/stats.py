@@ -80,6 +80,15 @@ class Stats:
         Those of the batches that ran on several threads.
     threading_layer
         Numba's threading layer in this process, None while it has none.
+    loop_lag_ms
+        How late the event loop gets round to what is due, in milliseconds.
+    cpu_left
+        CPUs that other processes and the event loop leave to the slots; infinite while that isn't
+        measured.
+    hop_us
+        What it takes to send a thread or to hear from one, in microseconds.
+    shadow_compared, shadow_disagreements
+        Jobs that a shadow policy was asked for, and those for which it chose another strategy.
     """
 
     state: str
@@ -100,6 +109,11 @@ class Stats:
     batched_jobs: int
     parallel_launches: int
     threading_layer: str | None
+    loop_lag_ms: float
+    cpu_left: float
+    hop_us: float
+    shadow_compared: int
+    shadow_disagreements: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the snapshot as plain dicts, numbers and strings, fit for JSON."""

@@ -163,7 +163,7 @@ import anyio
 from helixnb import Decision, Job, Router, RouterConfig
 from helixnb_kernels import threading_layer
 class Batch:
-    def decide(self, job, load, config):
+    def decide(self, job, load, config, estimate):
         return Decision("batch", "test")
 async def main():
     config = RouterConfig(cpu_parallelism=2, parallel_kernels="never")
@@ -184,7 +184,7 @@ def test_no_threading_layer_at_all() -> None:
 import anyio
 from helixnb import Decision, Job, Router
 class Batch:
-    def decide(self, job, load, config):
+    def decide(self, job, load, config, estimate):
         return Decision("batch", "test")
 async def main():
     async with Router(policy=Batch()) as router:

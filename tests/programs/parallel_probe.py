@@ -70,7 +70,7 @@ def launch_from_threads(with_foreign: bool) -> dict[str, Any]:
 
 
 class Batch:
-    def decide(self, job: Job, load: Any, config: Any) -> Decision:
+    def decide(self, job: Job, load: Any, config: Any, estimate: Any) -> Decision:
         return Decision(Strategy.BATCH, "test")
 
 

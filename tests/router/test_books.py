@@ -10,7 +10,7 @@ import anyio
 import pytest
 from support import PICKY, Always, check_balanced, job, router
 
-from helixnb import Decision, Job, Kernel, Load, Router, RouterConfig, Status, Strategy
+from helixnb import Decision, Estimate, Job, Kernel, Load, Router, RouterConfig, Status, Strategy
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ class Dice:
     def __init__(self, draw: random.Random) -> None:
         self._draw = draw
 
-    def decide(self, job: Job, load: Load, config: RouterConfig) -> Decision:
+    def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Estimate) -> Decision:
         return Decision(self._draw.choice(STRATEGIES), "dice")
 
 

@@ -108,7 +108,7 @@ async def test_decided_as_one_by_one(busy: int) -> None:
         for i in range(busy):
             r.submit_soon(job(i, "Gate"))
         await gate.begun(busy)
-        r._many._policy = StaticPolicy()  # which has no use for a gate
+        r._decider.policy = StaticPolicy()  # which has no use for a gate
         jobs = [job_of(row) for row in rows]
         outcomes: Any = None
 
@@ -322,7 +322,7 @@ async def test_too_large_and_a_policy_of_the_users() -> None:
     seen: list[Job] = []
 
     class Odd:
-        def decide(self, job: Job, load: Load, config: RouterConfig) -> Decision:
+        def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Any) -> Decision:
             seen.append(job)
             if job.id % 2:
                 return Decision(Strategy.DROP, "odd")

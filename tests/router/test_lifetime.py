@@ -224,7 +224,7 @@ async def test_a_crashed_lane_fails_who_waits_and_closes_intake(
 ) -> None:
     """A fault of the router's own is loud, answers everybody, and is raised at the end."""
 
-    def crash(*_: Any) -> None:
+    def crash(*_: Any, **__: Any) -> None:
         raise Boom("own fault")
 
     monkeypatch.setattr(lane, "take", crash)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import Always, Gate, check_balanced, job, router
 
-from helixnb import Router, RouterConfig, Strategy
+from helixnb import Router, RouterConfig, StaticPolicy, Strategy
 from helixnb._core.lifecycle import LatencyWindow
 from helixnb._observe.stats import summarise
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.anyio
 async def test_one_line_a_job(caplog: pytest.LogCaptureFixture) -> None:
     """The line has every field in order, and the record has them too."""
     with caplog.at_level(logging.DEBUG, "helixnb.route"):
-        async with Router(RouterConfig(cpu_parallelism=2)) as r:
+        config = RouterConfig(cpu_parallelism=2, hop_us=50, heed_other_cpu_use=False)
+        async with Router(config, policy=StaticPolicy(), clock=lambda: 0) as r:
             await r.submit(
                 job(123, "PrimeCount", [], 98_324, scaling_potential=0.31, latency_budget_ms=32)
             )
@@ -28,11 +29,14 @@ async def test_one_line_a_job(caplog: pytest.LogCaptureFixture) -> None:
     first, second = caplog.records
     assert first.getMessage() == (
         "route job_id=123 kind=PrimeCount cost=98324 scaling=0.31 latency_budget_ms=32 "
-        "strategy=cpu_pool cpu_busy=0 reason=large"
+        "strategy=cpu_pool cpu_busy=0 reason=large waiting=0 backlog_s=0.0 "
+        "batch_backlog_s=0.0 cpu_left=inf "
+        "loop_lag_ms=0.0 hop_us=50 sharers=1 elapsed_ms=0.0 samples=0 run_us=inf p95_us=inf "
+        "batch_gain=0.0 batch_us=inf probe=False batch_probe=False"
     )
-    assert second.getMessage() == (
+    assert second.getMessage().startswith(
         "route job_id=124 kind=HashMix cost=1 scaling=0.5 latency_budget_ms=None "
-        "strategy=inline cpu_busy=0 reason=small"
+        "strategy=inline cpu_busy=0 reason=small waiting=0 "
     )
     assert first.levelno == logging.DEBUG
     fields = {name: getattr(first, name) for name in ("job_id", "kind", "cost", "scaling")}

@@ -155,7 +155,7 @@ async def test_never_more_threads_than_slots() -> None:
         return job_id
 
     class Turns:
-        def decide(self, job: Any, load: Load, config: RouterConfig) -> Decision:
+        def decide(self, job: Any, load: Load, config: RouterConfig, estimate: Any) -> Decision:
             assert load.cpu_busy <= config.cpu_parallelism
             return Decision(IN_THREADS[job.id % 3], "test")
 
@@ -257,7 +257,7 @@ async def test_a_policy_that_raises_reaches_the_caller() -> None:
     """The job counts as never submitted, and the router goes on."""
 
     class Broken:
-        def decide(self, job: Any, load: Load, config: RouterConfig) -> Decision:
+        def decide(self, job: Any, load: Load, config: RouterConfig, estimate: Any) -> Decision:
             if job.id == 1:
                 raise ArithmeticError("policy")
             return Decision(Strategy.INLINE, "test")
@@ -392,7 +392,7 @@ async def test_a_policy_may_name_its_strategy() -> None:
     class Named:
         name = "inline"
 
-        def decide(self, job: Any, load: Load, config: RouterConfig) -> Decision:
+        def decide(self, job: Any, load: Load, config: RouterConfig, estimate: Any) -> Decision:
             return Decision(self.name, "test")  # type: ignore[arg-type]
 
     policy = Named()

@@ -146,8 +146,8 @@ async def test_submit_many_keeps_the_order() -> None:
     policy_order = (Strategy.INLINE, *IN_THREADS, Strategy.DROP)
 
     class Turns:
-        def decide(self, job: Job, load: Any, config: Any) -> Any:
-            return Always(policy_order[job.id % 5]).decide(job, load, config)
+        def decide(self, job: Job, load: Any, config: Any, estimate: Any) -> Any:
+            return Always(policy_order[job.id % 5]).decide(job, load, config, estimate)
 
     async with router(policy=Turns()) as r:
         outcomes = await r.submit_many(job(i, inputs=[i]) for i in range(200))

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from support import Always, Gate, check_balanced, job, router, submit_all
 
-from helixnb import Kernel, Router, RouterConfig, Status, Strategy
+from helixnb import Kernel, Router, RouterConfig, StaticPolicy, Status, Strategy
 from helixnb._exec.gil import own_clock, waits
 from helixnb_kernels import HASH_MIX, warm_up
 
@@ -159,7 +159,7 @@ def test_a_thread_that_stands_still_is_told_from_one_that_computes() -> None:
 
 async def test_one_job_after_the_other_finds_the_router_idle() -> None:
     """A slot is free when its job has its outcome, or the static policy would drop the next one."""
-    async with Router(RouterConfig(cpu_parallelism=2)) as r:
+    async with Router(RouterConfig(cpu_parallelism=2), policy=StaticPolicy()) as r:
         for i in range(200):
             outcome = await r.submit(job(i, compute_cost=20_000))
             assert outcome.strategy is Strategy.SPAWN
