@@ -4,8 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-soak peers dev \
-    clean
+.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-soak bench-overload \
+    bench-learning peers dev clean
 
 demo: .venv/demo.done
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -57,6 +57,16 @@ bench-stages: .venv/bench.done
 
 bench-soak: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python soak.py $(ARGS)
+
+# What becomes of each mix under up to four times the load that the machine takes, by policy and
+# naive dispatcher: about eight minutes. ARGS="--mix heavy --rounds 3".
+bench-overload: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python overload.py $(ARGS)
+
+# How well AdaptivePolicy predicts, and how it follows what changes: costs, a disturbance, another
+# process, gains from batches. About three minutes. ARGS="--only predictions change".
+bench-learning: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python learning.py $(ARGS)
 
 # Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done

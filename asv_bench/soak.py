@@ -32,7 +32,7 @@ RATE = 500
 class NoPressure:
     """The static rules as if no slot were busy: nothing is dropped for pressure."""
 
-    def decide(self, job: Job, load: Load, config: RouterConfig) -> Decision:
+    def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Any) -> Decision:
         """Choose by cost and scaling potential alone."""
         return StaticPolicy().decide(job, Load(), config)
 

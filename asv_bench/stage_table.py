@@ -9,15 +9,25 @@ from typing import Any
 
 import anyio
 
-from helixnb import Decision, Job, Load, RouterConfig, StaticPolicy, Strategy
+from helixnb import (
+    AdaptivePolicy,
+    Decision,
+    Job,
+    Load,
+    Policy,
+    RouterConfig,
+    StaticPolicy,
+    Strategy,
+)
+from helixnb._core.estimate import CostModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
+from helixnb._decider import estimate_of
 from helixnb._exec.work import Chunk
 from helixnb._intake import entry_of
 from helixnb_kernels import HASH_MIX, warm_up
 
 JOBS, ROUNDS = 2_000, 21
-KERNELS = {"HashMix": HASH_MIX}
 COST = 640
 CHUNK = 250
 
@@ -43,7 +53,11 @@ def each(run: Callable[[Any], object], items: Iterable[Any]) -> None:
 async def one_round(stages: dict[str, list[float]]) -> None:
     """Take fresh jobs from their beginning to their end, and note each stage's time."""
     array = HASH_MIX.as_inputs([1, 2, 3])
-    policy, config = StaticPolicy(), RouterConfig(cpu_parallelism=2)
+    config = RouterConfig(cpu_parallelism=2)
+    costs = CostModel(config)
+    model = costs.of_kernel("HashMix")
+    for i in range(64):
+        model.learn(COST, 2_000, i)
     decision = Decision(Strategy.CPU_POOL, "stage")
     ledger, queue = Ledger(time.perf_counter_ns), JobQueue(Backlog(JOBS))
     some = range(JOBS)
@@ -57,16 +71,23 @@ async def one_round(stages: dict[str, list[float]]) -> None:
     def note(name: str, run: Callable[[Any], object], items: Iterable[Any]) -> None:
         stages.setdefault(name, []).append(timed(lambda: each(run, items)))
 
-    def decide(job: Job) -> Decision:
-        return policy.decide(job, Load(cpu_busy=0), config)
+    def decide(policy: Policy) -> Callable[[Entry], Decision]:
+        load, estimate = Load(cpu_busy=0), model.estimate(COST, COST, 64)
+        return lambda entry: policy.decide(entry.job, load, config, estimate)
 
     def take(_: int) -> None:
         chunks.append(Chunk(ledger, queue.take(CHUNK)))
 
     note("construct: `Job(...)`", lambda _: jobs.append(job(array)), some)
-    note("validate, inputs a list", lambda each: entry_of(each, KERNELS, 0), lists)
-    note("validate, inputs an array", lambda each: entries.append(entry_of(each, KERNELS, 0)), jobs)
-    note("decide", decide, jobs)
+    note("validate, inputs a list", lambda each: entry_of(each, HASH_MIX, costs, 0), lists)
+    note(
+        "validate, inputs an array",
+        lambda each: entries.append(entry_of(each, HASH_MIX, costs, 0)),
+        jobs,
+    )
+    note("estimate", lambda entry: estimate_of(entry, 64, None), entries)
+    note("decide, StaticPolicy", decide(StaticPolicy()), entries)
+    note("decide, AdaptivePolicy", decide(AdaptivePolicy()), entries)
     for entry in entries:
         entry.decide(decision)
     note("enter in the ledger", ledger.enter, entries)
@@ -75,6 +96,7 @@ async def one_round(stages: dict[str, list[float]]) -> None:
     note("take, 250 at once", take, range(JOBS // CHUNK))
     note("kernel, 250 at once", Chunk.run, chunks)
     note("kernel, alone", lambda job_id: solo(array, COST, job_id), some)
+    note("learn", lambda entry: entry.model.learn(COST, 2_000, 64), entries)
     note("record: settle", Chunk.settle, chunks)
 
     async def wait(event: anyio.Event) -> None:

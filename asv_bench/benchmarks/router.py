@@ -25,7 +25,7 @@ COST = 64 * 550_000  # about 1 ms
 class Pooled:
     """A policy that pools every job."""
 
-    def decide(self, job: Job, load: Any, config: Any) -> Decision:
+    def decide(self, job: Job, load: Any, config: Any, *estimate: Any) -> Decision:
         return Decision(Strategy.CPU_POOL, "benchmark")
 
 
@@ -97,7 +97,7 @@ class Fixed:
     def __init__(self, strategy: Strategy) -> None:
         self.decision = Decision(strategy, "benchmark")
 
-    def decide(self, job: Job, load: Any, config: Any) -> Decision:
+    def decide(self, job: Job, load: Any, config: Any, *estimate: Any) -> Decision:
         return self.decision
 
 
