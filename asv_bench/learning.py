@@ -45,6 +45,7 @@ from learning_runs import (
     set_factor,
     tripled,
 )
+from tables import markdown
 
 from helixnb import RouterConfig
 from helixnb.workload import calibrate
@@ -60,18 +61,8 @@ SHOWN_S = (-0.5, 5.0)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table in Markdown, the first column to the left."""
-    table = [headings, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-
-    def line(texts: Sequence[str]) -> str:
-        first, *others = zip(texts, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
-        return f"| {' | '.join(padded)} |"
-
-    rules = "".join(f"-{'-' * width}:|" for width in widths[1:])
-    print(f"\n{title}\n\n{line(table[0])}\n|-{'-' * widths[0]}-|{rules}")
-    print("\n".join(map(line, table[1:])), flush=True)
+    """Print a table below its title."""
+    print(f"\n{title}\n\n{markdown(headings, rows)}", flush=True)
 
 
 def counts(counter: Counter[str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from overload_runs import CLIENTS, KERNELS, LIMITS, PEAK, PERIOD_S, ROWS, THREADS, Case, Row
+from tables import markdown
 
 from helixnb.workload import calibrate
 
@@ -182,23 +183,9 @@ def print_table(
     options: argparse.Namespace,
 ) -> None:
     """Print the table in Markdown, and how it was measured."""
-    table = [HEADINGS, *(cells(*key, row) for key, row in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     left = (0, 1, HEADINGS.index("drops/s by reason"))
-
-    def line(texts: tuple[str, ...]) -> str:
-        padded = (
-            text.ljust(width) if i in left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(texts, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rules = (
-        "-" * (width + 2) if i in left else "-" * (width + 1) + ":"
-        for i, width in enumerate(widths)
-    )
     print(f"\n{mix.capitalize()} mix, {THREADS} cores\n")
-    print("\n".join([line(table[0]), f"|{'|'.join(rules)}|", *map(line, table[1:])]))
+    print(markdown(HEADINGS, [cells(*key, row) for key, row in rows.items()], left))
     of_limits = ", ".join(f"{name} {rate(each)}" for name, each in limits.items())
     base = "the highest" if options.capacity is None else options.capacity
     print(
