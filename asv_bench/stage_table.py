@@ -22,7 +22,6 @@ from helixnb import (
 from helixnb._core.estimate import CostModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
-from helixnb._decider import estimate_of
 from helixnb._exec.work import Chunk
 from helixnb._intake import entry_of
 from helixnb_kernels import HASH_MIX, warm_up
@@ -85,7 +84,7 @@ async def one_round(stages: dict[str, list[float]]) -> None:
         lambda each: entries.append(entry_of(each, HASH_MIX, costs, 0)),
         jobs,
     )
-    note("estimate", lambda entry: estimate_of(entry, 64, None), entries)
+    note("estimate", lambda entry: model.estimate(entry.work, entry.predicted_ns, 64), entries)
     note("decide, StaticPolicy", decide(StaticPolicy()), entries)
     note("decide, AdaptivePolicy", decide(AdaptivePolicy()), entries)
     for entry in entries:

@@ -218,7 +218,7 @@ async def _block(
         latency_budget_ms=latency_budget_ms,
         bounded=~np.isnan(latency_budget_ms),
         work=work,
-        predicted_ns=work if model.is_cold else model.alone.a_ns + model.alone.b * work,
+        predicted_ns=model.predict_ns(work, work),
     )
 
 

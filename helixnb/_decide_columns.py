@@ -20,6 +20,7 @@ from helixnb._core.rules import (
     slots_left,
     static_rule,
 )
+from helixnb._exec.lanes import CHUNK_NS
 from helixnb._records import (
     Array,
     Decision,
@@ -87,10 +88,7 @@ def candidates_of(
         What a job of each block takes among its like, as a share of what it takes alone.
     """
     kinds = np.repeat(np.arange(len(blocks), dtype=np.int32), [len(block) for block in blocks])
-    estimates = [
-        block.model.estimate(0.0, 0.0, now_ns, len(block), float(block.predicted_ns.sum()))
-        for block in blocks
-    ]
+    estimates = [block.model.estimate(0.0, 0.0, now_ns) for block in blocks]
 
     def column(parts: list[Array], dtype: type) -> Array:
         whole = np.concatenate(parts) if parts else np.empty(0, dtype)
@@ -114,7 +112,7 @@ def candidates_of(
         batch_gain=constant([each.batch_gain for each in estimates], np.float64),
         batch_us=constant(
             [
-                min(scale * float(block.predicted_ns.sum()), PIECE_NS) / 1e3
+                min(scale * float(block.predicted_ns.sum()), CHUNK_NS) / 1e3
                 for block, scale in zip(blocks, scales, strict=True)
             ],
             np.float64,
@@ -122,10 +120,6 @@ def candidates_of(
         probe=constant([each.probe for each in estimates], np.uint8),
         batch_probe=constant([each.batch_probe for each in estimates], np.uint8),
     )
-
-
-PIECE_NS = 1_000_000.0
-"""About what a kernel call takes for jobs in columns."""
 
 
 class Carried:

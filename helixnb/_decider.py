@@ -189,13 +189,26 @@ class Decider:
             self._shadow_raised = True
             logger.warning("the shadow policy raised %r; further errors aren't logged", error)
 
+    def look(
+        self, entry: Entry, now_ns: int, pool: QueueLane, lane: BatchLane | None
+    ) -> tuple[Load, Estimate]:
+        """Return what a job is decided from now: the load, and what is known of its kind."""
+        load = self.load(now_ns, now_ns - entry.arrived_ns, pool, lane)
+        model: KindModel = entry.model
+        if not model.learns:
+            return load, COLD
+        if lane is None or not load.backlog_s:  # nothing gathers while a slot is free
+            return load, model.estimate(entry.work, entry.predicted_ns, now_ns)
+        queue = lane.queue
+        queued, queued_ns = len(queue), queue.work_ns
+        return load, model.estimate(entry.work, entry.predicted_ns, now_ns, queued, queued_ns)
+
     def explain(
         self, entry: Entry, now_ns: int, pool: QueueLane, lane: BatchLane | None
     ) -> Explanation:
         """Say what would be decided of a job now."""
         config = self._settings.config
-        load = self.load(now_ns, 0, pool, lane)
-        estimate = estimate_of(entry, now_ns, lane)
+        load, estimate = self.look(entry, now_ns, pool, lane)
         decision = self.policy.decide(entry.job, load, config, estimate)
         stretch = stretch_of(load, config)
         return Explanation(
@@ -207,14 +220,3 @@ class Decider:
             p95_ms=estimate.p95_us * stretch / 1e3,
             latency_budget_ms=entry.job.latency_budget_ms,
         )
-
-
-def estimate_of(entry: Entry, now_ns: int, lane: BatchLane | None) -> Estimate:
-    """Return what is known of a job's kind, and of the batch that it would join."""
-    model: KindModel = entry.model
-    if not model.learns:
-        return COLD
-    if lane is None:
-        return model.estimate(entry.work, entry.predicted_ns, now_ns)
-    queue = lane.queue
-    return model.estimate(entry.work, entry.predicted_ns, now_ns, len(queue), queue.work_ns)

@@ -18,14 +18,14 @@ from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import wait_ns_of
 from helixnb._core.queues import Backlog
 from helixnb._core.rules import DECISIONS, DROP_CLOSED, DROP_LARGE, DROP_LOOP, INLINE_CHEAP
-from helixnb._decider import Decider, Explanation, estimate_of
+from helixnb._decider import Decider, Explanation
 from helixnb._errors import JobError
 from helixnb._exec.inline import InlineLane, run_on_loop
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
-from helixnb._records import Job, Outcome, Status, Strategy
+from helixnb._records import Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb_kernels import Kernel
 
 SUBMIT_NS = 10_000
@@ -33,7 +33,10 @@ SUBMIT_NS = 10_000
 
 COHORT_JOBS = 64
 """How many jobs one event wakes at most."""
+
 WAITED = -1
+"""What stands for the turn of a task that has waited since."""
+
 _turn: ContextVar[int] = ContextVar("helixnb_turn", default=WAITED)
 """The turn in which this task submitted last, unless it has waited since: then it has just come out
 of the event loop, and to send it back would cost more than it helps."""
@@ -145,36 +148,35 @@ class Intake:
     def enter(self, entry: Entry, *, soon: bool = False) -> None:
         """Decide, enter the job in the books, and put it where it runs.
 
-        An inline job is left to `run`, unless it shall run soon, but not now.
+        An inline job is left to the caller, unless it shall run soon, but not now.
         """
-        config = self._settings.config
         now_ns = self._clock()
+        seen = None
         if self._settings.is_open and self._decider.runs_inline(entry, now_ns):
             entry.decide(DECISIONS[INLINE_CHEAP])
-            self._ledger.enter(entry)
-            if soon:  # it waits for its turn
-                self._hold(entry, now_ns)
-            self._place(entry, soon=soon)
-            if entry.strategy is Strategy.DROP:
-                self._ledger.settle(entry, Status.DROPPED)
-            return
-        lane = None if entry.kernel is None else self._batches[entry.job.kind]
-        load = self._decider.load(now_ns, now_ns - entry.arrived_ns, self._pool, lane)
-        estimate = estimate_of(entry, now_ns, lane if load.backlog_s else None)
-        if self._settings.is_open:
-            entry.decide(self._decider.decide(entry.job, load, estimate))
-            if entry.kernel is not None and entry.predicted_ns > config.max_job_s * 1e9:
-                entry.reroute(Strategy.DROP, "too_large")
         else:
-            entry.decide(DECISIONS[DROP_CLOSED])
+            lane = None if entry.kernel is None else self._batches[entry.job.kind]
+            seen = self._decider.look(entry, now_ns, self._pool, lane)
+            self._decide(entry, *seen)
         self._ledger.enter(entry)
-        if self._settings.is_adaptive:
-            entry.wait_ns = wait_ns_of(load, config, entry.strategy)
+        if self._settings.is_adaptive and (soon or seen is not None):
             self._hold(entry, now_ns)
         self._place(entry, soon=soon)
         if entry.strategy is Strategy.DROP:
             self._ledger.settle(entry, Status.DROPPED)
-        log_route(entry, load, estimate)
+        if seen is not None:
+            log_route(entry, *seen)
+
+    def _decide(self, entry: Entry, load: Load, estimate: Estimate) -> None:
+        config = self._settings.config
+        if not self._settings.is_open:
+            entry.decide(DECISIONS[DROP_CLOSED])
+            return
+        entry.decide(self._decider.decide(entry.job, load, estimate))
+        if entry.kernel is not None and entry.predicted_ns > config.max_job_s * 1e9:
+            entry.reroute(Strategy.DROP, "too_large")
+        if self._settings.is_adaptive:
+            entry.wait_ns = wait_ns_of(load, config, entry.strategy)
 
     def _hold(self, entry: Entry, now_ns: int) -> None:
         """Hold a job to its budget, unless it is a probe."""
@@ -230,9 +232,10 @@ class Intake:
             if entry.deadline_ns < math.inf and entry.queue is not None:
                 self._workers.expect(entry.deadline_ns)
 
-    async def submit(self, job: Job, kernels: Mapping[str, Kernel], costs: CostModel) -> Outcome:
+    async def submit(
+        self, job: Job, kernels: Mapping[str, Kernel], costs: CostModel, arrived_ns: int
+    ) -> Outcome:
         """Bring a job to its outcome for a caller who waits."""
-        arrived_ns = self._clock()
         kernel = kernel_of(job, kernels)
         if self._has_had_turn():
             await self._give_way()
@@ -241,18 +244,14 @@ class Intake:
             if excess_s > 0:
                 return self._ledger.refuse(job, arrived_ns, DECISIONS[DROP_LOOP], excess_s)
         entry = entry_of(job, kernel, costs, arrived_ns)
-        self.enter(entry)
-        if entry.strategy is Strategy.INLINE:
-            self._run_inline(entry)
+        self._begin(entry)
         return await self._wait(entry) if entry.outcome is None else entry.outcome
 
     async def run(self, entry: Entry) -> Outcome:
         """Bring a call to its outcome for a caller who waits."""
         if self._has_had_turn():
             await self._give_way()
-        self.enter(entry)
-        if entry.strategy is Strategy.INLINE:
-            self._run_inline(entry)
+        self._begin(entry)
         return await self._wait(entry) if entry.outcome is None else entry.outcome
 
     def _has_had_turn(self) -> bool:
@@ -276,10 +275,13 @@ class Intake:
             self._busy_ns = 0
         _turn.set(self._turn)
 
-    def _run_inline(self, entry: Entry) -> None:
-        started_ns = self._clock()
-        run_on_loop(self._ledger, entry)
-        self._busy_ns += self._clock() - started_ns
+    def _begin(self, entry: Entry) -> None:
+        """Enter a job of a caller who waits, and run it if it runs inline."""
+        self.enter(entry)
+        if entry.strategy is Strategy.INLINE:
+            started_ns = self._clock()
+            run_on_loop(self._ledger, entry)
+            self._busy_ns += self._clock() - started_ns
 
     async def _wait(self, entry: Entry) -> Outcome:
         """Wait for a job's outcome; it is cancelled with the caller."""

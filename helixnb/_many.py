@@ -116,11 +116,12 @@ class Many:
         lane = ColumnLane(plan.queued)
         self._workers.add(lane)
         try:
-            for rows, dropped in zip(books, plan.dropped, strict=True):
+            for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
                 rows.settle(dropped, Status.DROPPED)
+                if len(rows.probes):
+                    block.model.note_probe(self._clock())
             if is_logging():
                 _log(blocks, order, books, decided, Carried(load, candidates))
-            self._note_probes(blocks, books)
             self._workers.look(lane)
             self._workers.expect(lane.expire(self._clock()))
             for part in plan.inline:
@@ -202,13 +203,6 @@ class Many:
             codes[i] = known.setdefault(decision, len(known))
         return codes, list(known), retry_after_s
 
-    def _note_probes(self, blocks: Sequence[Block], books: Sequence[Rows]) -> None:
-        now_ns = self._clock()
-        for block, rows in zip(blocks, books, strict=True):
-            reasons = set(np.unique(rows.reason).tolist())
-            if any(rows.reasons[code] == "probe" for code in reasons):
-                block.model.note_probe(now_ns)
-
     async def _place(
         self, blocks: Sequence[Block], order: Array | None, books: list[Rows], turns: Turns
     ) -> _Plan:
@@ -254,6 +248,7 @@ def _booked(
         retry_after_s = None if retry_after_s is None else _by_position(retry_after_s, order)
     strategies = np.array([each.strategy.code for each in decisions], np.uint8)
     reasons = [each.reason for each in decisions]
+    probing = [code for code, reason in enumerate(reasons) if reason == "probe"]
     open_ = not len(codes) or decisions[codes[0]] != DECISIONS[DROP_CLOSED]
     books = []
     for block, start in zip(blocks, _starts(blocks), strict=False):
@@ -268,9 +263,9 @@ def _booked(
             values=block.kernel.no_values(len(block)),
             retry_after_s=None if retry_after_s is None else retry_after_s[own],
         )
-        if rows.deadline_ns is not None and "probe" in reasons:
-            probes = [code for code, reason in enumerate(reasons) if reason == "probe"]
-            rows.deadline_ns[np.isin(rows.reason, probes)] = np.inf
+        if rows.deadline_ns is not None:
+            rows.probes = np.flatnonzero(np.isin(rows.reason, probing))
+            rows.deadline_ns[rows.probes] = np.inf
         if open_:
             too_large = np.flatnonzero(block.predicted_ns > config.max_job_s * 1e9)
             rows.reroute(too_large, Strategy.DROP, "too_large")

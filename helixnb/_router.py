@@ -359,8 +359,9 @@ class Router:
             or closed drops the job instead (``router_closed``).
         """
         self._check_open()
-        self._pressure.note_use(self._clock())
-        return await self._intake.submit(job, self._kernels, self._costs)
+        now_ns = self._clock()
+        self._pressure.note_use(now_ns)
+        return await self._intake.submit(job, self._kernels, self._costs, now_ns)
 
     def submit_soon(self, job: Job) -> Ticket:
         """Take a job in and return at once; no kernel runs inside this call.

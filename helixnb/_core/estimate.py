@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import TypeVar
 
 from helixnb._config import RouterConfig
-from helixnb._records import Estimate, make_estimate
+from helixnb._records import Array, Estimate, make_estimate
 
 SKIPPED = 2
 """First runs of a kind that aren't learnt from: caches are cold, and something may compile."""
@@ -21,15 +22,15 @@ NEWS = 8
 """Runs that are too slow by half of what makes an outlier, with none too fast between them, or the
 other way about: the kind has changed."""
 
+SUSPECT = 2
+"""How many of those there must be, for every run to be timed."""
+
 YOUNG = 32
 """Runs of a fit below which none is an outlier: the line may be wrong by far."""
 
 STALE_NS = 500_000_000
 """Time without a run after which an outlier is taken at its word. Nothing else would tell that a
 kind which is dropped for being slow, but for a probe a second, has recovered."""
-
-SUSPECT = 2
-"""How many of those there must be, for every run to be timed."""
 
 CLIP = math.log(1.5)
 """Least deviation, as a logarithm, that makes a run an outlier; three times the spread if that is
@@ -70,6 +71,9 @@ MOST_KINDS = 1_024
 
 LEAST_NS = 50.0
 """What any run takes: a clock can't tell less."""
+
+
+Number = TypeVar("Number", float, Array)
 
 
 class Line:
@@ -120,6 +124,10 @@ class Line:
     def _forget(self) -> None:
         self._one = self._w = self._t = self._ww = self._wt = 0.0
         self._residual = self._runs = self._bias = 0.0
+        self._doubt()
+
+    def _doubt(self) -> None:
+        """Believe in no spread but the widest, and time every run."""
         self._since = 0
         self.is_settled = False
         self.spread = WIDEST
@@ -167,13 +175,11 @@ class Line:
     def _rescale(self, residual: float) -> None:
         """Go by the latest run alone, but for what time depends on."""
         self._bias += residual
-        self._residual, self._runs, self._since = 0.0, 1.0, 0
+        self._residual, self._runs = 0.0, 1.0
         self._news.clear()
-        self.is_settled = False
         self.a_ns *= math.exp(residual)
         self.b *= math.exp(residual)
-        self.spread = WIDEST
-        self.p95_factor = math.exp(P95 * WIDEST)
+        self._doubt()
 
     def _restart(self, keep: float) -> None:
         """Go by the runs that were news alone."""
@@ -336,8 +342,11 @@ class KindModel:
             return 0
         return max(0, self._costs.config.cold_samples - self.alone.samples)
 
-    def predict_ns(self, work: float, prior_ns: float) -> float:
-        """Return how long a job should take alone: by the prior, while too little is known."""
+    def predict_ns(self, work: Number, prior_ns: Number) -> Number:
+        """Return how long a job, or each of many, should take alone.
+
+        By the prior, while too little is known.
+        """
         alone = self.alone
         if alone.samples < self._costs.config.cold_samples:
             return prior_ns

@@ -37,6 +37,8 @@ class Rows:
         for all of them.
     values
         Of those that completed.
+    probes
+        Positions of those that run although they seem infeasible, so that something is learnt.
     errors
         What the kernel raised for those that failed.
     pending
@@ -70,6 +72,7 @@ class Rows:
         self.values = values
         self.status = np.full(jobs, PENDING, np.uint8)
         self.latency_ns = np.zeros(jobs, np.int64)
+        self.probes = np.empty(0, np.int64)
         self.errors: dict[int, BaseException] = {}
         self.retry_after_s = retry_after_s
         self.deadline_ns: Array | None = None

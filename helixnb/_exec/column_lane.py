@@ -14,7 +14,7 @@ from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease
-from helixnb._exec.work import Work, timer, warn_of_batch
+from helixnb._exec.work import Work, timed, timer, warn_of_batch
 from helixnb._records import Array
 from helixnb_kernels import Columns, Kernel
 
@@ -237,7 +237,8 @@ class Piece(Work):
     def __init__(self, part: Part, start: int, stop: int, *, live: bool) -> None:
         self._part = part
         self._taken_ns = 0
-        self.predicted_ns = part.predicted_ns(start, stop) * part.pace.scale
+        self._alone_ns = part.predicted_ns(start, stop)
+        self.predicted_ns = self._alone_ns * part.pace.scale
         self._start = start
         self._stop = stop
         self._live = live
@@ -260,9 +261,8 @@ class Piece(Work):
             warn_of_batch(part.kernel, error)
             return
         self.batched = self._stop - self._start
-        predicted_ns = part.predicted_ns(self._start, self._stop)
         self._taken_ns = clock() - began_ns
-        part.pace.learn(self.batched, predicted_ns, self._taken_ns)
+        part.pace.learn(self.batched, self._alone_ns, self._taken_ns)
 
     def settle(self) -> None:
         part = self._part
@@ -316,16 +316,14 @@ class Alone(Work):
             at = int(part.positions[job])
             if not len(part.rows.begin(part.positions[job : job + 1])):
                 continue
-            clock = timer(part.kernel)
-            started_ns = clock()
             try:
-                value = part.kernel.solo_call(
+                run = part.kernel.solo_call(
                     columns.inputs_of(at),
                     int(columns.compute_cost[at]),
                     int(columns.job_id[at]),
                     tuple(column[at].item() for column in columns.params),
-                )()
-                own_ns = clock() - started_ns
+                )
+                value, own_ns = timed(run, part.kernel, part.model)
                 self._values[len(self._completed)] = value
             except BaseException as error:
                 self._failed.append((job, error))
@@ -346,7 +344,8 @@ class Alone(Work):
             part.rows.complete(positions, values)
             now_ns = part.rows.clock()
             for at, taken_ns in zip(positions.tolist(), self._taken_ns, strict=True):
-                part.model.learn(float(part.work[at]), taken_ns, now_ns)
+                if taken_ns:
+                    part.model.learn(float(part.work[at]), taken_ns, now_ns)
         for job, error in self._failed:
             part.rows.fail(part.positions[job : job + 1], error)
         part.alone.extendleft(reversed(self._left))

@@ -7,7 +7,7 @@ import anyio
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.lanes import CHUNK_NS
-from helixnb._exec.work import call, timer
+from helixnb._exec.work import call
 from helixnb._records import Status, Strategy
 
 
@@ -15,14 +15,8 @@ def run_on_loop(ledger: Ledger, entry: Entry) -> None:
     """Run one job here and now, on the event loop, and settle it, unless it has ended."""
     if not ledger.begin((entry,)):
         return
-    clock = timer(entry.kernel) if entry.model.is_due() else None
     try:
-        if clock is None:
-            value = call(entry)
-        else:
-            began_ns = clock()
-            value = call(entry)
-            taken_ns = clock() - began_ns
+        value, taken_ns = call(entry)
     except KeyboardInterrupt as error:  # not the job's doing: someone stops the program
         ledger.settle(entry, Status.FAILED, error=error)
         raise
@@ -30,7 +24,7 @@ def run_on_loop(ledger: Ledger, entry: Entry) -> None:
         ledger.settle(entry, Status.FAILED, error=error)
     else:
         ledger.settle(entry, Status.COMPLETED, value=value)
-        if clock is not None:
+        if taken_ns:
             entry.model.learn(entry.work, taken_ns, ledger.clock())
 
 

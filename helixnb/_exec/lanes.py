@@ -162,9 +162,8 @@ class BatchLane(QueueLane):
         return -(-len(self.queue) // self._settings.config.batch_max_jobs)
 
     def due_in_ns(self) -> float:
-        if not self._settings.is_open:  # no company to wait for any more
-            return super().due_in_ns()
-        if self._settings.is_adaptive:  # who asks has a slot, and others gather while there is none
+        # No company to wait for any more; or who asks has a slot, and jobs gather while none has.
+        if not self._settings.is_open or self._settings.is_adaptive:
             return super().due_in_ns()
         config = self._settings.config
         return batch_release_in_ns(
@@ -182,7 +181,7 @@ class BatchLane(QueueLane):
         model = self._model
         self.queue.scale = model.gains.scale(len(self.queue))
         if self._settings.is_adaptive:
-            most = min(config.batch_max_jobs, self._model.gains.largest)
+            most = min(config.batch_max_jobs, model.gains.largest)
             if gather and self._gathers(most):
                 return None
             now_ns = self._ledger.clock()
@@ -204,7 +203,7 @@ class BatchLane(QueueLane):
             and parallel_region_is_free()
         ):
             self._slots.extend(lease, threads - 1)
-        predicted_ns = self._model.together_ns(len(entries), alone_ns) / lease.size
+        predicted_ns = model.together_ns(len(entries), alone_ns) / lease.size
         return Batch(self._ledger, entries, lease.size, predicted_ns)
 
     def _gathers(self, most: int) -> bool:

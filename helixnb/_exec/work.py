@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import weakref
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import LONG_NS
 from helixnb._records import Status
@@ -24,7 +26,8 @@ logger = logging.getLogger("helixnb")
 _warned: weakref.WeakSet[Kernel] = weakref.WeakSet()
 
 Ended = tuple[Entry, Any, BaseException | None, int]
-"""A job, its value or what it raised, and what it took alone, in nanoseconds; 0 in a batch."""
+"""A job, its value or what it raised, and what it took alone, in nanoseconds; 0 where that wasn't
+measured."""
 
 
 class Work(ABC):
@@ -157,14 +160,16 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def call(entry: Entry) -> Any:
-    """Run one job here and now."""
+def call(entry: Entry) -> tuple[Any, int]:
+    """Run one job here and now, as `timed` does."""
     if entry.call is not None:
         run = entry.call
     else:
         job = entry.job
         run = entry.kernel.solo_call(entry.inputs, job.compute_cost, job.id, entry.params)
-    return run() if entry.context is None else entry.context.run(run)
+    if entry.context is not None:
+        run = functools.partial(entry.context.run, run)
+    return timed(run, entry.kernel, entry.model)
 
 
 def timer(kernel: Kernel | None) -> Callable[[], int]:
@@ -177,8 +182,14 @@ def timer(kernel: Kernel | None) -> Callable[[], int]:
     return time.perf_counter_ns
 
 
-def _no_time() -> int:
-    return 0
+def timed(run: Callable[[], Any], kernel: Kernel | None, model: KindModel) -> tuple[Any, int]:
+    """Run a job; returns its value, and the nanoseconds that it took, 0 if it isn't to be timed."""
+    if not model.is_due():
+        return run(), 0
+    clock = timer(kernel)
+    began_ns = clock()
+    value = run()
+    return value, clock() - began_ns
 
 
 def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
@@ -190,10 +201,9 @@ def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
     for entry in entries:
         if not ledger.begin((entry,)):
             continue
-        clock = timer(entry.kernel) if entry.model.is_due() else _no_time
-        began_ns = clock()
         try:
-            ended.append((entry, call(entry), None, clock() - began_ns))
+            value, taken_ns = call(entry)
+            ended.append((entry, value, None, taken_ns))
         except BaseException as error:  # a SystemExit of one job must not end the others' thread
             ended.append((entry, None, error, 0))
     return ended

@@ -333,7 +333,7 @@ class Workers:
         return work
 
     def _take(self, lease: Lease) -> Work | None:
-        """Take work for a thread, from each lane in turn; None if there is none, or no slot.
+        """Take work for a thread, from the lanes; None if there is none, or no slot.
 
         `_taking` is held.
         """

@@ -36,7 +36,7 @@ from helixnb import (
     UnknownKindError,
 )
 from helixnb._core import estimate as estimate_module
-from helixnb._core.estimate import EXPLORED
+from helixnb._core.estimate import EXPLORED, SKIPPED
 from helixnb._observe import pressure
 from helixnb._observe.pressure import CpuMeter, Pressure
 from helixnb_kernels import BUILT_IN
@@ -272,6 +272,7 @@ async def test_one_job_of_a_call_is_the_probe() -> None:
         clock.now_ns += S + 1
         outcomes = await r.submit_many(hundred(50))
         assert sum(each.decided is not Strategy.DROP for each in outcomes) == 1
+        assert r._costs.of_kernel("HashMix")._probed_ns == clock()
 
 
 async def test_a_batch_is_taken_as_soon_as_a_slot_is_free() -> None:
@@ -458,6 +459,19 @@ async def test_explain_as_data_and_as_a_line() -> None:
         assert counts(r.stats()) == before
         gate.open()
     check_balanced(r.stats())
+
+
+@pytest.mark.usefixtures("punctual")
+async def test_explain_says_what_submit_does_while_a_slot_is_free() -> None:
+    """No batch gathers then, which alone might be in time."""
+    async with adaptive() as r:
+        teach(r, "HashMix", 1e5)
+        r._costs.of_kernel("HashMix").gains.learn(8, 8e6, 1e6)
+        estimate = r.explain(job(compute_cost=LARGE)).estimate
+        between_ms = (estimate.run_us + estimate.p95_us) / 2e3
+        tight = job(compute_cost=LARGE, latency_budget_ms=between_ms)
+        told = r.explain(tight)
+        assert told.decision.reason == (await r.submit(tight)).reason == "infeasible"
 
 
 async def test_explain_knows_what_the_router_refuses() -> None:
@@ -882,3 +896,20 @@ async def test_budgets_are_met_by_what_completes_under_overload() -> None:
             assert each.retry_after_s is None or each.retry_after_s >= 0
     check_balanced(r.stats())
     assert dataclasses.replace(r.stats(), state="closed").submitted == 800
+
+
+async def test_nothing_is_learnt_for_a_policy_that_is_not_adaptive() -> None:
+    """Alone, in a batch, and in columns, with a form for batches and without one."""
+    policy = Always(Strategy.CPU_POOL)
+    async with router(PICKY, policy=policy) as r:
+        for kind in ("HashMix", "Picky"):
+            jobs = [job(3 * i + 1, kind) for i in range(40)]
+            await r.submit(jobs[0])
+            await r.submit_many(jobs)
+            policy.strategy = Strategy.BATCH
+            await r.submit(jobs[0])
+            model = r._costs.of_kernel(kind)
+            assert (model.alone.samples, model.gains.best) == (
+                -SKIPPED,
+                0 if kind == "HashMix" else 1,
+            )
