@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+from helixnb._core.counts import Counts
 from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Entry
 from helixnb._core.policy import COLD, AdaptivePolicy, Policy, stretch_of, wait_ns_of
@@ -70,9 +71,6 @@ class Decider:
     ----------
     policy, shadow
         What decides, and what is only compared with it.
-    compared, disagreements
-        Jobs that the shadow was asked for, and those for which it chose another strategy, or
-        raised.
     """
 
     def __init__(
@@ -84,16 +82,16 @@ class Decider:
         slots: Slots,
         workers: Workers,
         pressure: Pressure,
+        counts: Counts,
     ) -> None:
         self.policy = policy
         self.shadow = shadow
-        self.compared = 0
-        self.disagreements = 0
         self._settings = settings
         self._backlog = backlog
         self._slots = slots
         self._workers = workers
         self._pressure = pressure
+        self._counts = counts
         self._shadow_raised = False
         self._is_quick = type(policy) is AdaptivePolicy and shadow is None
 
@@ -183,8 +181,8 @@ class Decider:
 
     def note_shadow(self, jobs: int, others: int, error: Exception | None = None) -> None:
         """Count jobs that the shadow was asked for, and those that it would let run otherwise."""
-        self.compared += jobs
-        self.disagreements += others
+        self._counts.shadow_compared += jobs
+        self._counts.shadow_disagreements += others
         if error is not None and not self._shadow_raised:
             self._shadow_raised = True
             logger.warning("the shadow policy raised %r; further errors aren't logged", error)

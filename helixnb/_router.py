@@ -143,6 +143,7 @@ class Router:
             self._slots,
             self._workers,
             self._pressure,
+            self._ledger.counts,
         )
         self._intake = Intake(
             self, self._decider, self._ledger, self._backlog, self._slots, self._workers
@@ -477,15 +478,11 @@ class Router:
             cpu_parallelism=self._config.cpu_parallelism,
             waiting=self._backlog.waiting,
             queue_capacity=self._backlog.capacity,
-            batches=self._workers.batches if self._has_opened else 0,
-            batched_jobs=self._workers.batched_jobs if self._has_opened else 0,
             parallel_launches=self._workers.parallel_launches if self._has_opened else 0,
             threading_layer=threading_layer(),
             loop_lag_ms=self._pressure.lag_ms(self._clock()) if self._has_opened else 0.0,
             cpu_left=self._pressure.cpu_left if self._has_opened else math.inf,
             hop_us=self.hop_us,
-            shadow_compared=self._decider.compared if self._has_opened else 0,
-            shadow_disagreements=self._decider.disagreements if self._has_opened else 0,
         )
 
     @property

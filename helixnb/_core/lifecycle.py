@@ -7,10 +7,11 @@ import math
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
+from helixnb._core.counts import Counts, Tally
 from helixnb._records import Decision, Job, Outcome, Status, Strategy, make_outcome
 
 WINDOW = 4_096
@@ -28,6 +29,29 @@ class Signal(Protocol):
 
     async def wait(self) -> object:
         """Wait until it is set."""
+        ...
+
+
+class Span(Protocol):
+    """What traces a job; see `Tracing`."""
+
+    def end(self, outcome: Outcome, queue_ns: int | None) -> None:
+        """Note how the job ended, and how long it waited if it ran."""
+        ...
+
+
+class Observer(Protocol):
+    """What hears of jobs that have ended. Called on the event loop: be quick, and don't raise."""
+
+    def __call__(
+        self,
+        tally: Tally,
+        jobs: int,
+        latency_ns: int,
+        queue_ns: int | None,
+        outcome: Outcome | None,
+    ) -> None:
+        """Take in that so many jobs ended alike; `outcome` is that of a job taken one by one."""
         ...
 
 
@@ -72,14 +96,17 @@ class Entry:
         Set with the outcome; None while nobody waits.
     queue
         Where the job waits, None while it doesn't.
-    started
-        Whether a thread has begun with it.
+    begun_ns
+        When it began to run, None while it hasn't.
+    span
+        What traces it, None where nobody asked for that.
     orphaned
         Whether its ticket is gone, so that nobody will see it fail.
     """
 
     __slots__ = (
         "arrived_ns",
+        "begun_ns",
         "call",
         "context",
         "deadline_ns",
@@ -96,8 +123,8 @@ class Entry:
         "queue",
         "reason",
         "retry_after_s",
+        "span",
         "start_by_ns",
-        "started",
         "strategy",
         "wait_ns",
         "work",
@@ -135,7 +162,8 @@ class Entry:
         self.context = context
         self.done: Signal | None = None
         self.queue: Any = None
-        self.started = False
+        self.begun_ns: int | None = None
+        self.span: Span | None = None
         self.orphaned = False
         self.outcome: Outcome | None = None
 
@@ -180,8 +208,15 @@ class Ledger:
     """Every job is entered once and settled once; the counts follow from that.
 
     ``submitted == in_flight + completed + dropped + failed + cancelled`` at any time. Used from
-    the router's event loop only, but for `begin`. Lists of counts are indexed by the `code` of what
-    they count.
+    the router's event loop only, but for `begin`. Lists are indexed by the `code` of what they are
+    of.
+
+    Attributes
+    ----------
+    counts
+        Of the jobs that have ended.
+    observers
+        Whom each of them is told to.
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -191,13 +226,38 @@ class Ledger:
         self._in_flight: set[Entry] = set()
         self._rows: set[RowsInFlight] = set()
         self._rows_in_flight = 0
-        self.by_status = [0] * len(Status)
+        self.counts = Counts()
+        self._tallies = self.counts.tallies
+        self.observers: tuple[Observer, ...] = ()
         self.within_budget = 0
         self.decided = [0] * len(Strategy)
-        self.routed = [0] * len(Strategy)
-        self.dropped_by_reason: Counter[str] = Counter()
         self.latency = [LatencyWindow() for _ in Strategy]
         self.on_idle: Callable[[], object] | None = None
+
+    @property
+    def by_status(self) -> list[int]:
+        """How many jobs ended in each way."""
+        totals = [0] * len(Status)
+        for tally in list(self._tallies.values()):
+            totals[tally.status.code] += tally.jobs
+        return totals
+
+    @property
+    def routed(self) -> list[int]:
+        """How many jobs ended on each strategy."""
+        totals = [0] * len(Strategy)
+        for tally in list(self._tallies.values()):
+            totals[tally.strategy.code] += tally.jobs
+        return totals
+
+    @property
+    def dropped_by_reason(self) -> dict[str, int]:
+        """How many jobs were dropped, for each reason."""
+        totals: Counter[str] = Counter()
+        for tally in list(self._tallies.values()):
+            if tally.status is Status.DROPPED:
+                totals[tally.reason] += tally.jobs
+        return dict(totals)
 
     @property
     def in_flight(self) -> int:
@@ -215,33 +275,35 @@ class Ledger:
     ) -> Outcome:
         """Count a job in and out again: it is dropped on arrival."""
         self.submitted += 1
-        self.decided[decision.strategy.code] += 1
-        self.routed[decision.strategy.code] += 1
-        self.by_status[Status.DROPPED.code] += 1
-        self.dropped_by_reason[decision.reason] += 1
-        return make_outcome(
+        strategy, reason = decision.strategy, decision.reason
+        self.decided[strategy.code] += 1
+        latency_ns = self.clock() - arrived_ns
+        outcome = make_outcome(
             job.id,
             job.kind,
             Status.DROPPED,
-            decision.strategy,
-            decision.strategy,
-            decision.reason,
-            (self.clock() - arrived_ns) / 1e6,
+            strategy,
+            strategy,
+            reason,
+            latency_ns / 1e6,
             job.latency_budget_ms,
             None,
             None,
             retry_after_s,
         )
+        self._count(job.kind, strategy, Status.DROPPED, reason, 1, latency_ns, None, outcome)
+        return outcome
 
     def begin(self, entries: Iterable[Entry]) -> list[Entry]:
         """Mark the jobs that a thread begins with now, and return them: not those that ended.
 
         Thread-safe.
         """
+        now_ns = self.clock()
         with self.beginning:
             begun = [entry for entry in entries if entry.outcome is None]
             for entry in begun:
-                entry.started = True
+                entry.begun_ns = now_ns
         return begun
 
     def settle(
@@ -283,13 +345,14 @@ class Ledger:
             retry_after_s,
         )
         self._in_flight.remove(entry)
-        self.by_status[status.code] += 1
-        self.routed[strategy.code] += 1
+        begun_ns = entry.begun_ns
+        queue_ns = None if begun_ns is None else begun_ns - entry.arrived_ns
+        self._count(job.kind, strategy, status, reason, 1, latency_ns, queue_ns, outcome)
         if status is Status.COMPLETED:
             self.latency[strategy.code].record(latency_ns)
             self.within_budget += outcome.met_budget
-        elif status is Status.DROPPED:
-            self.dropped_by_reason[reason] += 1
+        if entry.span is not None:
+            entry.span.end(outcome, queue_ns)
         if entry.done is not None:
             entry.done.set()
         self._check_idle()
@@ -314,25 +377,54 @@ class Ledger:
     def settle_rows(
         self,
         rows: RowsInFlight,
+        kind: str,
+        strategy: Strategy,
         status: Status,
-        by_strategy: list[int],
+        reason: str,
+        jobs: int,
         latency_ns: int,
         within_budget: int,
-        reasons: Mapping[str, int],
+        queues: Iterable[tuple[int, int]],
     ) -> None:
-        """Count jobs in columns that ended together, by the strategies that ran."""
-        jobs = sum(by_strategy)
+        """Count jobs in columns that ended alike, and at once.
+
+        `queues` has how long some of them waited until they began to run, and how many; the others
+        never did.
+        """
         self._rows_in_flight -= jobs
         if not rows.pending:
             self._rows.discard(rows)
-        self.by_status[status.code] += jobs
         self.within_budget += within_budget
-        self.dropped_by_reason.update(reasons)
-        for code, count in enumerate(by_strategy):
-            self.routed[code] += count
-            if status is Status.COMPLETED and count:
-                self.latency[code].record(latency_ns, count)
+        if status is Status.COMPLETED:
+            self.latency[strategy.code].record(latency_ns, jobs)
+        for queue_ns, some in queues:
+            self._count(kind, strategy, status, reason, some, latency_ns, queue_ns)
+            jobs -= some
+        if jobs:
+            self._count(kind, strategy, status, reason, jobs, latency_ns, None)
         self._check_idle()
+
+    def _count(
+        self,
+        kind: str,
+        strategy: Strategy,
+        status: Status,
+        reason: str,
+        jobs: int,
+        latency_ns: int,
+        queue_ns: int | None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Count jobs that ended alike, and tell of them."""
+        tally = self._tallies.get((kind, strategy.code, status.code, reason))
+        if tally is None:
+            tally = self.counts.tally(kind, strategy, status, reason)
+        tally.jobs += jobs
+        tally.latency_ns.record(latency_ns, jobs)
+        if queue_ns is not None:
+            tally.queue_ns.record(queue_ns, jobs)
+        for observe in self.observers:
+            observe(tally, jobs, latency_ns, queue_ns, outcome)
 
     def evict(
         self,
@@ -345,7 +437,7 @@ class Ledger:
         """Settle every job that hasn't begun to run, wherever it is, or with `begun` those too."""
         with self.beginning:
             for entry in list(self._in_flight):
-                if begun or not entry.started:
+                if begun or entry.begun_ns is None:
                     self.settle(entry, status, reason=reason, error=error)
             for rows in list(self._rows):
                 rows.evict(status, reason, error, begun=begun)

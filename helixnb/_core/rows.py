@@ -9,8 +9,13 @@ import numpy as np
 from helixnb._core.lifecycle import Ledger
 from helixnb._records import Array, Status, Strategy
 
+STRATEGIES = tuple(Strategy)
+
 PENDING = 255
 """The status code of a job that hasn't ended."""
+
+WAITING = -1
+"""What stands for how long a job waited until it began to run, while it hasn't."""
 
 
 class Rows:
@@ -80,7 +85,7 @@ class Rows:
             budgets_ns = np.where(np.isnan(latency_budget_ms), np.inf, latency_budget_ms * 1e6)
             self.deadline_ns = arrived_ns + budgets_ns
         self.pending = jobs
-        self._begun = np.zeros(jobs, bool)
+        self._queue_ns = np.full(jobs, WAITING, np.int64)
         self._arrived_ns = arrived_ns
         self._on_settled = on_settled
         self._ledger = ledger
@@ -112,10 +117,11 @@ class Rows:
         these. Thread-safe.
         """
         with self._ledger.beginning:
+            now_ns = self._ledger.clock()
             begun: Array = rows[self.status[rows] == PENDING]
             if self.deadline_ns is not None:
-                begun = begun[self.deadline_ns[begun] >= self._ledger.clock()]
-            self._begun[begun] = True
+                begun = begun[self.deadline_ns[begun] >= now_ns]
+            self._queue_ns[begun] = now_ns - self._arrived_ns
         return begun
 
     def expire(self, rows: Array) -> None:
@@ -123,7 +129,7 @@ class Rows:
         if self.deadline_ns is None:
             return
         with self._ledger.beginning:
-            late = rows[(self.status[rows] == PENDING) & ~self._begun[rows]]
+            late = rows[(self.status[rows] == PENDING) & (self._queue_ns[rows] == WAITING)]
             late = late[self.deadline_ns[late] < self._ledger.clock()]
             self.reroute(late, Strategy.DROP, "expired")
             if self.retry_after_s is not None:
@@ -132,7 +138,7 @@ class Rows:
 
     def put_back(self, rows: Array) -> None:
         """Mark jobs as not begun: they will run again, alone."""
-        self._begun[rows] = False
+        self._queue_ns[rows] = WAITING
 
     def complete(self, rows: Array, values: Array) -> None:
         """Settle some jobs with their values."""
@@ -157,23 +163,37 @@ class Rows:
         if reason is not None:
             self.reason[rows] = self._code(reason)
         self.pending -= len(rows)
+        alike = self.reason[rows] * len(Strategy) + self.strategy[rows]
+        for code in np.flatnonzero(np.bincount(alike)).tolist():
+            self._count(rows[alike == code], status, latency_ns)
+        if not self.pending:
+            self._on_settled()
+
+    def _count(self, rows: Array, status: Status, latency_ns: int) -> None:
+        """Count jobs with one strategy and one reason that ended together."""
         within = 0
         if status is Status.COMPLETED:  # a comparison with NaN is false: no budget is never missed
             within = len(rows) - int((latency_ns / 1e6 > self.latency_budget_ms[rows]).sum())
-        reasons = {}
-        if status is Status.DROPPED:
-            codes, counts = np.unique(self.reason[rows], return_counts=True)
-            reasons = {self.reasons[code]: int(n) for code, n in zip(codes, counts, strict=True)}
-        by_strategy = np.bincount(self.strategy[rows], minlength=len(Strategy)).tolist()
-        self._ledger.settle_rows(self, status, by_strategy, latency_ns, within, reasons)
-        if not self.pending:
-            self._on_settled()
+        begun_ns = self._queue_ns[rows]
+        queues_ns, jobs = np.unique(begun_ns[begun_ns != WAITING], return_counts=True)
+        first = rows[0]
+        self._ledger.settle_rows(
+            self,
+            self.kind,
+            STRATEGIES[self.strategy[first]],
+            status,
+            self.reasons[self.reason[first]],
+            len(rows),
+            latency_ns,
+            within,
+            list(zip(queues_ns.tolist(), jobs.tolist(), strict=True)),
+        )
 
     def evict(
         self, status: Status, reason: str | None, error: BaseException | None, *, begun: bool
     ) -> None:
         """Settle what hasn't begun to run, or all. The ledger's `beginning` is held."""
-        rows = np.flatnonzero((self.status == PENDING) & (begun | ~self._begun))
+        rows = np.flatnonzero((self.status == PENDING) & (begun | (self._queue_ns == WAITING)))
         if error is not None:
             self.fail(rows, error)
         else:

@@ -234,8 +234,11 @@ def _by_deadline(rows: Rows, positions: Array) -> Array:
 class Piece(Work):
     """Jobs of a part, in one kernel call."""
 
+    cause = "columns"
+
     def __init__(self, part: Part, start: int, stop: int, *, live: bool) -> None:
         self._part = part
+        self.kind = part.kernel.name
         self._taken_ns = 0
         self._alone_ns = part.predicted_ns(start, stop)
         self.predicted_ns = self._alone_ns * part.pace.scale

@@ -175,22 +175,25 @@ class BatchLane(QueueLane):
         )
 
     def take(self, lease: Lease, *, gather: bool) -> Work | None:
-        if self.due_in_ns() > 0:
-            return None
         config = self._settings.config
         model = self._model
         self.queue.scale = model.gains.scale(len(self.queue))
+        most = config.batch_max_jobs
         if self._settings.is_adaptive:
-            most = min(config.batch_max_jobs, model.gains.largest)
-            if gather and self._gathers(most):
+            most = min(most, model.gains.largest)
+        cause = self._cause(most)
+        if cause is None:
+            if gather or not self._settings.is_adaptive:
                 return None
+            cause = "slot_free"
+        if self._settings.is_adaptive:
             now_ns = self._ledger.clock()
             stretch = self._settings.stretch
             entries = self.queue.take_batch(
                 most, now_ns, lambda jobs, alone_ns: stretch * model.together_ns(jobs, alone_ns)
             )
         else:
-            entries = self.queue.take(config.batch_max_jobs)
+            entries = self.queue.take(most)
         if not entries:
             return None
         alone_ns = sum(entry.predicted_ns for entry in entries)
@@ -204,18 +207,22 @@ class BatchLane(QueueLane):
         ):
             self._slots.extend(lease, threads - 1)
         predicted_ns = model.together_ns(len(entries), alone_ns) / lease.size
-        return Batch(self._ledger, entries, lease.size, predicted_ns)
+        return Batch(self._ledger, entries, lease.size, predicted_ns, cause)
 
-    def _gathers(self, most: int) -> bool:
-        """Tell whether the batch had better wait for more jobs, while threads have other work."""
+    def _cause(self, most: int) -> str | None:
+        """Say why a batch is due; None if it had better wait for more jobs."""
         jobs = len(self.queue)
-        if jobs >= min(most, self._model.gains.enough):
-            return False
         oldest = self.queue.oldest
         if oldest is None:
-            return False
-        ends_ns = oldest.deadline_ns - self._model.together_ns(jobs, self.queue.work_ns)
+            return None
+        if not self._settings.is_open:
+            return "closing"
+        if jobs >= most:
+            return "full"
+        if self._settings.is_adaptive and jobs >= self._model.gains.enough:
+            return "enough"
         delay_ns = self._settings.config.batch_max_delay_ms * 1e6
+        ends_ns = oldest.deadline_ns - self._model.together_ns(jobs, self.queue.work_ns)
         if ends_ns < math.inf:
             delay_ns = (ends_ns - oldest.arrived_ns) / 2
-        return self._ledger.clock() < oldest.arrived_ns + delay_ns
+        return "delay" if self._ledger.clock() >= oldest.arrived_ns + delay_ns else None

@@ -39,6 +39,8 @@ class Work(ABC):
         How long it should take.
     batched
         How many jobs it ran in one call as a batch, 0 for none.
+    kind, cause
+        Of those jobs, and of their release.
     parallel
         Whether that call ran on several threads.
     interrupt
@@ -47,6 +49,8 @@ class Work(ABC):
 
     predicted_ns = 0.0
     batched = 0
+    kind = ""
+    cause = ""
     parallel = False
     interrupt: KeyboardInterrupt | None = None
 
@@ -136,8 +140,11 @@ class Batch(Chunk):
         entries: list[Entry],
         threads: int,
         predicted_ns: float,
+        cause: str,
     ) -> None:
         super().__init__(ledger, entries)
+        self.kind = entries[0].job.kind
+        self.cause = cause
         self.predicted_ns = predicted_ns
         self._threads = threads
 
@@ -256,5 +263,5 @@ def warn_of_batch(kernel: Kernel, error: BaseException) -> None:
 
 def _rerun(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
     for entry in entries:
-        entry.started = False  # so that those whose turn hasn't come may still be evicted
+        entry.begun_ns = None  # so that those whose turn hasn't come may still be evicted
     return run_each(ledger, entries)

@@ -92,8 +92,6 @@ class Workers:
         self._receiver, self._sender = socket.socketpair()
         for each in (self._receiver, self._sender):
             each.setblocking(False)
-        self.batches = 0
-        self.batched_jobs = 0
         self.parallel_launches = 0
 
     def close(self) -> None:
@@ -251,8 +249,8 @@ class Workers:
                     work.settle()
             except Exception as fault:  # what a kernel gave isn't what it declared
                 work.fail(fault)
-            self.batches += work.batched > 0
-            self.batched_jobs += work.batched
+            if work.batched:
+                self._ledger.counts.release(work.kind, work.cause).record(work.batched)
             self.parallel_launches += work.parallel
         settle_late(self._backlog, self._ledger)
 

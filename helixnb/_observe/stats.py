@@ -141,10 +141,12 @@ def summarise(window: LatencyWindow) -> Latency:
 
 def snapshot(ledger: Ledger, **state: Any) -> Stats:
     """Freeze a ledger's counts, next to the rest of the router's `state`."""
+    routed, by_status, counts = ledger.routed, ledger.by_status, ledger.counts
+    releases = list(counts.releases.values())
     by_strategy = {
         strategy.value: StrategyStats(
             decided=ledger.decided[strategy.code],
-            routed=ledger.routed[strategy.code],
+            routed=routed[strategy.code],
             latency=summarise(ledger.latency[strategy.code]),
         )
         for strategy in Strategy
@@ -152,12 +154,16 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
     return Stats(
         submitted=ledger.submitted,
         in_flight=ledger.in_flight,
-        completed=ledger.by_status[Status.COMPLETED.code],
-        dropped=ledger.by_status[Status.DROPPED.code],
-        failed=ledger.by_status[Status.FAILED.code],
-        cancelled=ledger.by_status[Status.CANCELLED.code],
+        completed=by_status[Status.COMPLETED.code],
+        dropped=by_status[Status.DROPPED.code],
+        failed=by_status[Status.FAILED.code],
+        cancelled=by_status[Status.CANCELLED.code],
         within_budget=ledger.within_budget,
         by_strategy=MappingProxyType(by_strategy),
-        dropped_by_reason=MappingProxyType(dict(ledger.dropped_by_reason)),
+        dropped_by_reason=MappingProxyType(ledger.dropped_by_reason),
+        batches=sum(sizes.count for sizes in releases),
+        batched_jobs=sum(sizes.sum for sizes in releases),
+        shadow_compared=counts.shadow_compared,
+        shadow_disagreements=counts.shadow_disagreements,
         **state,
     )

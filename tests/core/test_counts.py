@@ -1,0 +1,65 @@
+"""What is counted, and that everything else that is counted follows from it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helixnb import Status, Strategy
+from helixnb._core.counts import BOUNDS_JOBS, BOUNDS_NS, MOST, OTHER, Counts, Histogram
+
+
+def test_a_value_on_a_bound_belongs_below_it() -> None:
+    sizes = Histogram((1, 2, 4))
+    for value in (0, 1, 2, 3, 4, 5):
+        sizes.record(value)
+    assert (sizes.buckets, sizes.sum, sizes.count) == ([2, 1, 2, 1], 15, 6)
+
+
+def test_the_bounds_ascend_over_what_jobs_take() -> None:
+    assert list(BOUNDS_NS) == sorted(set(BOUNDS_NS))
+    assert (BOUNDS_NS[0], BOUNDS_NS[-1]) == (1_000, 10**10)
+    assert BOUNDS_JOBS == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**11), st.integers(1, 9))))
+def test_merged_histograms_have_counted_both(values: list[tuple[int, int]]) -> None:
+    whole, parts = Histogram(BOUNDS_NS), (Histogram(BOUNDS_NS), Histogram(BOUNDS_NS))
+    for i, (value, times) in enumerate(values):
+        whole.record(value, times)
+        parts[i % 2].record(value, times)
+    parts[0].merge(parts[1])
+    assert (parts[0].buckets, parts[0].sum) == (whole.buckets, whole.sum)
+
+
+def test_kinds_and_reasons_beyond_the_bound_share_one_name() -> None:
+    counts = Counts()
+    for i in range(2 * MOST):
+        counts.tally(f"kind {i}", Strategy.INLINE, Status.COMPLETED, "inline_cheap").jobs += 1
+        counts.release(f"kind {i}", "full").record(1)
+    assert len(counts.tallies) == MOST + 1
+    assert len(counts.releases) == MOST + 1
+    assert counts.tally("kind 9", Strategy.INLINE, Status.COMPLETED, "inline_cheap").jobs == 1
+    other = counts.tally("never seen", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
+    assert (other.kind, other.jobs) == (OTHER, MOST)
+    for i in range(2 * MOST):
+        counts.tally("kind 9", Strategy.DROP, Status.DROPPED, f"reason {i}").jobs += 1
+    assert counts.tally("kind 9", Strategy.DROP, Status.DROPPED, "none of these").reason == OTHER
+    assert sum(each.jobs for each in counts.tallies.values()) == 4 * MOST
+
+
+def test_merged_counts_stay_bounded_and_lose_nothing() -> None:
+    one, other = Counts(), Counts()
+    for i in range(MOST):
+        for counts, name in ((one, "a"), (other, "b")):
+            tally = counts.tally(f"{name}{i}", Strategy.BATCH, Status.FAILED, "in_columns")
+            tally.jobs += 2
+            tally.latency_ns.record(5_000, 2)
+            counts.release(f"{name}{i}", "columns").record(2)
+    other.shadow_compared, other.shadow_disagreements = 5, 3
+    one.merge(other)
+    assert len(one.tallies) == len(one.releases) == MOST + 1
+    assert sum(each.jobs for each in one.tallies.values()) == 4 * MOST
+    assert sum(each.latency_ns.count for each in one.tallies.values()) == 4 * MOST
+    assert sum(each.sum for each in one.releases.values()) == 4 * MOST
+    assert (one.shadow_compared, one.shadow_disagreements) == (5, 3)
