@@ -13,7 +13,9 @@ from helixnb._errors import (
     UnknownKindError,
 )
 from helixnb._kernels import UserKernel, kernel
+from helixnb._observe.metrics import METRICS, Distribution, Metric, Reading
 from helixnb._observe.stats import Latency, Stats, StrategyStats
+from helixnb._observe.watch import JobRecord, Watch
 from helixnb._records import Decision, Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb._router import Router
 from helixnb._ticket import Ticket
@@ -23,10 +25,12 @@ from helixnb_kernels import Kernel, KernelError
 __version__ = "0.1.0"
 
 __all__ = [
+    "METRICS",
     "AdaptivePolicy",
     "BlockOutcomes",
     "ConfigError",
     "Decision",
+    "Distribution",
     "Estimate",
     "Explanation",
     "HelixError",
@@ -36,13 +40,16 @@ __all__ = [
     "JobColumns",
     "JobDropped",
     "JobError",
+    "JobRecord",
     "Kernel",
     "KernelError",
     "Latency",
     "Load",
+    "Metric",
     "Outcome",
     "Outcomes",
     "Policy",
+    "Reading",
     "Router",
     "RouterConfig",
     "RouterStateError",
@@ -54,6 +61,7 @@ __all__ = [
     "Ticket",
     "UnknownKindError",
     "UserKernel",
+    "Watch",
     "available_cpus",
     "kernel",
 ]

@@ -30,8 +30,10 @@ from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, measure_hop_us
 from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._many import Many
+from helixnb._observe.metrics import Reading, Vitals, read
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
+from helixnb._observe.watch import Watch
 from helixnb._records import Job, Outcome, Status
 from helixnb._ticket import Ticket
 from helixnb.columns import JobColumns, Outcomes
@@ -135,6 +137,9 @@ class Router:
             self._slots, self._ledger, self._backlog, self._tasks, self._clock, self._supervise
         )
         self._pressure = Pressure(self._clock)
+        self._vitals = Vitals(
+            self._ledger.counts, self._backlog, self._slots, self._pressure, self._clock
+        )
         self._decider = Decider(
             self,
             self._policy,
@@ -484,6 +489,31 @@ class Router:
             cpu_left=self._pressure.cpu_left if self._has_opened else math.inf,
             hop_us=self.hop_us,
         )
+
+    def metrics(self) -> list[Reading]:
+        """Read what this router tells OpenTelemetry, for any other monitoring.
+
+        Histograms are exact here. From any thread; empty before the router has opened.
+        """
+        return list(read(self._vitals)) if self._has_opened else []
+
+    def watch(self, capacity: int = 256) -> Watch:
+        """Return what keeps the latest jobs that end, while it is entered: ``with router.watch()``.
+
+        Parameters
+        ----------
+        capacity
+            How many records it keeps. Only these are ever held, however slowly they are read;
+            at least 1.
+
+        Raises
+        ------
+        ValueError
+            `capacity` is less than 1.
+        """
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        return Watch(self._ledger, capacity)
 
     @property
     def _has_opened(self) -> bool:

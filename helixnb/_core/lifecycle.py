@@ -47,6 +47,7 @@ class Observer(Protocol):
         self,
         tally: Tally,
         jobs: int,
+        now_ns: int,
         latency_ns: int,
         queue_ns: int | None,
         outcome: Outcome | None,
@@ -215,8 +216,6 @@ class Ledger:
     ----------
     counts
         Of the jobs that have ended.
-    observers
-        Whom each of them is told to.
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -228,7 +227,7 @@ class Ledger:
         self._rows_in_flight = 0
         self.counts = Counts()
         self._tallies = self.counts.tallies
-        self.observers: tuple[Observer, ...] = ()
+        self._observers: tuple[Observer, ...] = ()
         self.within_budget = 0
         self.decided = [0] * len(Strategy)
         self.latency = [LatencyWindow() for _ in Strategy]
@@ -264,6 +263,14 @@ class Ledger:
         """How many jobs were entered and not settled yet."""
         return len(self._in_flight) + self._rows_in_flight
 
+    def tell(self, observer: Observer) -> None:
+        """Tell an observer of the jobs that end from now on."""
+        self._observers = (*self._observers, observer)
+
+    def tell_no_more(self, observer: Observer) -> None:
+        """Leave an observer alone again."""
+        self._observers = tuple(each for each in self._observers if each != observer)
+
     def enter(self, entry: Entry) -> None:
         """Count a job in."""
         self.submitted += 1
@@ -277,7 +284,8 @@ class Ledger:
         self.submitted += 1
         strategy, reason = decision.strategy, decision.reason
         self.decided[strategy.code] += 1
-        latency_ns = self.clock() - arrived_ns
+        now_ns = self.clock()
+        latency_ns = now_ns - arrived_ns
         outcome = make_outcome(
             job.id,
             job.kind,
@@ -291,7 +299,9 @@ class Ledger:
             None,
             retry_after_s,
         )
-        self._count(job.kind, strategy, Status.DROPPED, reason, 1, latency_ns, None, outcome)
+        self._count(
+            job.kind, strategy, Status.DROPPED, reason, 1, now_ns, latency_ns, None, outcome
+        )
         return outcome
 
     def begin(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -326,7 +336,8 @@ class Ledger:
         if queue is not None:
             queue.discard(entry)
         job, strategy = entry.job, entry.strategy
-        latency_ns = self.clock() - entry.arrived_ns
+        now_ns = self.clock()
+        latency_ns = now_ns - entry.arrived_ns
         retry_after_s = None
         if reason is None:
             reason = entry.reason
@@ -347,7 +358,7 @@ class Ledger:
         self._in_flight.remove(entry)
         begun_ns = entry.begun_ns
         queue_ns = None if begun_ns is None else begun_ns - entry.arrived_ns
-        self._count(job.kind, strategy, status, reason, 1, latency_ns, queue_ns, outcome)
+        self._count(job.kind, strategy, status, reason, 1, now_ns, latency_ns, queue_ns, outcome)
         if status is Status.COMPLETED:
             self.latency[strategy.code].record(latency_ns)
             self.within_budget += outcome.met_budget
@@ -382,6 +393,7 @@ class Ledger:
         status: Status,
         reason: str,
         jobs: int,
+        now_ns: int,
         latency_ns: int,
         within_budget: int,
         queues: Iterable[tuple[int, int]],
@@ -398,10 +410,10 @@ class Ledger:
         if status is Status.COMPLETED:
             self.latency[strategy.code].record(latency_ns, jobs)
         for queue_ns, some in queues:
-            self._count(kind, strategy, status, reason, some, latency_ns, queue_ns)
+            self._count(kind, strategy, status, reason, some, now_ns, latency_ns, queue_ns)
             jobs -= some
         if jobs:
-            self._count(kind, strategy, status, reason, jobs, latency_ns, None)
+            self._count(kind, strategy, status, reason, jobs, now_ns, latency_ns, None)
         self._check_idle()
 
     def _count(
@@ -411,6 +423,7 @@ class Ledger:
         status: Status,
         reason: str,
         jobs: int,
+        now_ns: int,
         latency_ns: int,
         queue_ns: int | None,
         outcome: Outcome | None = None,
@@ -423,8 +436,8 @@ class Ledger:
         tally.latency_ns.record(latency_ns, jobs)
         if queue_ns is not None:
             tally.queue_ns.record(queue_ns, jobs)
-        for observe in self.observers:
-            observe(tally, jobs, latency_ns, queue_ns, outcome)
+        for observe in self._observers:
+            observe(tally, jobs, now_ns, latency_ns, queue_ns, outcome)
 
     def evict(
         self,

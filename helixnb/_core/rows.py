@@ -157,7 +157,8 @@ class Rows:
         rows = rows[self.status[rows] == PENDING]
         if not len(rows):
             return
-        latency_ns = self._ledger.clock() - self._arrived_ns
+        now_ns = self._ledger.clock()
+        latency_ns = now_ns - self._arrived_ns
         self.status[rows] = status.code
         self.latency_ns[rows] = latency_ns
         if reason is not None:
@@ -165,11 +166,11 @@ class Rows:
         self.pending -= len(rows)
         alike = self.reason[rows] * len(Strategy) + self.strategy[rows]
         for code in np.flatnonzero(np.bincount(alike)).tolist():
-            self._count(rows[alike == code], status, latency_ns)
+            self._count(rows[alike == code], status, now_ns, latency_ns)
         if not self.pending:
             self._on_settled()
 
-    def _count(self, rows: Array, status: Status, latency_ns: int) -> None:
+    def _count(self, rows: Array, status: Status, now_ns: int, latency_ns: int) -> None:
         """Count jobs with one strategy and one reason that ended together."""
         within = 0
         if status is Status.COMPLETED:  # a comparison with NaN is false: no budget is never missed
@@ -184,6 +185,7 @@ class Rows:
             status,
             self.reasons[self.reason[first]],
             len(rows),
+            now_ns,
             latency_ns,
             within,
             list(zip(queues_ns.tolist(), jobs.tolist(), strict=True)),

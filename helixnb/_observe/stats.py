@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -116,12 +117,17 @@ class Stats:
     shadow_disagreements: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the snapshot as plain dicts, numbers and strings, fit for JSON."""
+        """Return the snapshot as plain dicts, numbers and strings, fit for JSON.
+
+        What isn't known is None, `cpu_left` too.
+        """
         record = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         record["by_strategy"] = {
             name: dataclasses.asdict(stats) for name, stats in self.by_strategy.items()
         }
         record["dropped_by_reason"] = dict(self.dropped_by_reason)
+        if math.isinf(self.cpu_left):
+            record["cpu_left"] = None
         return record
 
 

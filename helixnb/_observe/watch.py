@@ -1,0 +1,116 @@
+"""What became of the latest jobs, for whoever watches."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from helixnb._core.counts import Tally
+from helixnb._core.lifecycle import Ledger
+from helixnb._records import Outcome, Status, Strategy
+
+
+class JobRecord(NamedTuple):
+    """A job that has ended, or several jobs of one `submit_many` that ended alike.
+
+    Attributes
+    ----------
+    number
+        Counts the records of one watch, from 0.
+    at_ns
+        When, by the router's clock, in nanoseconds.
+    job_id
+        The job's; None for several.
+    kind, decided, strategy, status, reason
+        As of its `Outcome`; `decided` is None for several.
+    jobs
+        How many.
+    latency_ms
+        From submit to outcome, in milliseconds.
+    queue_ms
+        From submit to when it began to run, None if it never did.
+    latency_budget_ms
+        The job's budget; None for no budget, and for several.
+    """
+
+    number: int
+    at_ns: int
+    job_id: int | None
+    kind: str
+    decided: Strategy | None
+    strategy: Strategy
+    status: Status
+    reason: str
+    jobs: int
+    latency_ms: float
+    queue_ms: float | None
+    latency_budget_ms: float | None
+
+
+class Watch:
+    """Keeps the latest records of jobs, in a context; see `Router.watch`.
+
+    Attributes
+    ----------
+    seen
+        How many records there were; those that aren't kept any more included.
+    """
+
+    def __init__(self, ledger: Ledger, capacity: int) -> None:
+        self._ledger = ledger
+        self._latest: deque[JobRecord] = deque(maxlen=capacity)
+        self.seen = 0
+
+    def __enter__(self) -> Self:
+        self._ledger.tell(self._note)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ledger.tell_no_more(self._note)
+
+    def _note(
+        self,
+        tally: Tally,
+        jobs: int,
+        now_ns: int,
+        latency_ns: int,
+        queue_ns: int | None,
+        outcome: Outcome | None,
+    ) -> None:
+        queue_ms = None if queue_ns is None else queue_ns / 1e6
+        if outcome is None:
+            job_id = decided = budget_ms = None
+        else:
+            job_id, decided = outcome.job_id, outcome.decided
+            budget_ms = outcome.latency_budget_ms
+        number, self.seen = self.seen, self.seen + 1
+        self._latest.append(
+            JobRecord(
+                number,
+                now_ns,
+                job_id,
+                tally.kind,
+                decided,
+                tally.strategy,
+                tally.status,
+                tally.reason,
+                jobs,
+                latency_ns / 1e6,
+                queue_ms,
+                budget_ms,
+            )
+        )
+
+    def latest(self, since: int = 0) -> list[JobRecord]:
+        """Return what is kept, from record number `since` on, oldest first.
+
+        Where the first one's number is higher, those between were lost.
+        """
+        kept = self._latest.copy()
+        return [each for each in kept if each.number >= since]
