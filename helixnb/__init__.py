@@ -19,10 +19,9 @@ from helixnb._observe.watch import JobRecord, Watch
 from helixnb._records import Decision, Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb._router import Router
 from helixnb._ticket import Ticket
+from helixnb._version import __version__ as __version__
 from helixnb.columns import BlockOutcomes, JobBlock, JobColumns, Outcomes
 from helixnb_kernels import Kernel, KernelError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "METRICS",

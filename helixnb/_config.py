@@ -108,6 +108,8 @@ class RouterConfig:
         predicted, the callables of `Router.run`, isn't bounded.
     drain_timeout_s
         How long closing waits for jobs in flight, in seconds; 0 or more.
+    trace_jobs
+        Whether each job is traced, by an OpenTelemetry span.
 
     Raises
     ------
@@ -137,6 +139,7 @@ class RouterConfig:
     parallel_kernels: Literal["auto", "never"] = "auto"
     max_job_s: float = 30.0
     drain_timeout_s: float = 10.0
+    trace_jobs: bool = False
 
     def __post_init__(self) -> None:
         _check_integer(self, "cpu_parallelism", 1)
@@ -162,10 +165,10 @@ class RouterConfig:
             _check_number(self, name, LONGEST, least=LEAST)
         if self.hop_us is not None:
             _check_number(self, "hop_us", LONGEST, least=LEAST)
-        if not isinstance(self.heed_other_cpu_use, bool):
-            raise ConfigError(
-                f"heed_other_cpu_use must be True or False, got {self.heed_other_cpu_use!r}"
-            )
+        for name in ("heed_other_cpu_use", "trace_jobs"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be True or False, got {value!r}")
         if self.backpressure_busy_threshold is not None:
             _check_integer(self, "backpressure_busy_threshold", 1)
             if self.backpressure_busy_threshold > self.cpu_parallelism:

@@ -157,7 +157,9 @@ class Decider:
 
     def refuses(self, job: Job) -> bool:
         """Tell whether a job is dropped without a further look if the event loop is too late."""
-        return self._is_quick and job.latency_budget_ms is not None and not is_logging()
+        if is_logging() or self._settings.config.trace_jobs:
+            return False
+        return self._is_quick and job.latency_budget_ms is not None
 
     def excess_lag_s(self, now_ns: int) -> float:
         """Return by how much the event loop is too late."""

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -27,6 +27,9 @@ from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
 from helixnb._records import Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb_kernels import Kernel
+
+if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
+    from helixnb._observe.tracing import Tracing
 
 SUBMIT_NS = 10_000
 """About what a submit takes of the event loop besides the kernel."""
@@ -124,7 +127,9 @@ class Intake:
         backlog: Backlog,
         slots: Slots,
         workers: Workers,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._settings = settings
         self._decider = decider
         self._ledger = ledger
@@ -158,6 +163,8 @@ class Intake:
             lane = None if entry.kernel is None else self._batches[entry.job.kind]
             seen = self._decider.look(entry, now_ns, self._pool, lane)
             self._decide(entry, *seen)
+        if self._settings.config.trace_jobs:
+            self._tracing.begin(entry)
         self._ledger.enter(entry)
         if self._settings.is_adaptive and (soon or seen is not None):
             self._hold(entry, now_ns)

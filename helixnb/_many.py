@@ -9,6 +9,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 import numpy as np
@@ -37,6 +38,9 @@ from helixnb._observe.routing_log import is_logging, log_row
 from helixnb._records import Array, Decision, Job, Load, Status, Strategy
 from helixnb.columns import BlockOutcomes, JobColumns, Outcomes
 from helixnb_kernels import Kernel
+
+if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
+    from helixnb._observe.tracing import CallSpan, Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +71,9 @@ class Many:
         ledger: Ledger,
         backlog: Backlog,
         workers: Workers,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._settings = settings
         self._decider = decider
         self._costs = costs
@@ -83,6 +89,18 @@ class Many:
     ) -> Outcomes:
         """Bring jobs to their outcomes; those that haven't ended are cancelled with the caller."""
         arrived_ns = self._clock()
+        if not self._settings.config.trace_jobs:
+            return await self._run(jobs, kernels, arrived_ns, None)
+        with self._tracing.call(arrived_ns) as trace:
+            return await self._run(jobs, kernels, arrived_ns, trace)
+
+    async def _run(
+        self,
+        jobs: JobColumns | Iterable[Job],
+        kernels: Mapping[str, Kernel],
+        arrived_ns: int,
+        trace: CallSpan | None,
+    ) -> Outcomes:
         await anyio.lowlevel.checkpoint()  # even if every job will be dropped
         turns = Turns(self._clock, self._planners)
         blocks, order = await checked_blocks(jobs, kernels, self._costs, turns)
@@ -103,13 +121,15 @@ class Many:
         books = await turns.call(
             lambda: _booked(blocks, order, decided, config, new_rows), len(candidates)
         )
-        plan = await self._place(blocks, order, books, turns)
+        plan = await self._place(blocks, order, books, turns, trace)
         if not self._settings.is_open:  # since when, is not for the books to say
             for part in plan.queued:
                 part.abandon()
             closed = np.full(len(candidates), DROP_CLOSED, np.uint8), list(DECISIONS), None
             books = _booked(blocks, order, closed, config, new_rows)
-            plan = _placed(blocks, order, books, 0, self._backlog, self._paces)
+            plan = _placed(blocks, order, books, 0, self._backlog, self._paces, None)
+        if trace is not None:
+            trace.books = books
         # From here to the queues nothing awaits, so that nobody sees half of it.
         for rows in books:
             rows.enter()
@@ -204,7 +224,12 @@ class Many:
         return codes, list(known), retry_after_s
 
     async def _place(
-        self, blocks: Sequence[Block], order: Array | None, books: list[Rows], turns: Turns
+        self,
+        blocks: Sequence[Block],
+        order: Array | None,
+        books: list[Rows],
+        turns: Turns,
+        trace: CallSpan | None,
     ) -> _Plan:
         """Take room in the backlog for jobs with a budget, and drop those that find none."""
         counted = sum(
@@ -215,7 +240,7 @@ class Many:
         self._backlog.grow(room)  # so that jobs that come meanwhile don't take it
         try:
             return await turns.call(
-                lambda: _placed(blocks, order, books, room, self._backlog, self._paces),
+                lambda: _placed(blocks, order, books, room, self._backlog, self._paces, trace),
                 sum(map(len, blocks)),
             )
         except BaseException:
@@ -304,6 +329,7 @@ def _placed(
     room: int,
     backlog: Backlog,
     paces: Mapping[Kernel, Pace],
+    trace: CallSpan | None,
 ) -> _Plan:
     """Say where each job goes; as good as pure, and so for any thread.
 
@@ -325,6 +351,7 @@ def _placed(
             ranks[start : start + len(block)],
             backlog=backlog,
             pace=paces[block.kernel],
+            trace=trace,
         )
         plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))
         inline = np.flatnonzero(rows.strategy == Strategy.INLINE.code)

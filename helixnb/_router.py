@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import math
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -46,6 +47,12 @@ from helixnb_kernels import (
     warm_up,
 )
 
+if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from helixnb._observe.tracing import Tracing
+
 logger = logging.getLogger("helixnb")
 
 Progress = Callable[[int, int, str], None]
@@ -76,6 +83,8 @@ class Router:
         Called as ``progress(done, total, name)`` in a worker thread while kernels compile.
     clock
         Gives nanoseconds; never runs backwards.
+    meter_provider, tracer_provider
+        OpenTelemetry's, for this router's metrics and spans; the global ones by default.
 
     Raises
     ------
@@ -93,6 +102,8 @@ class Router:
         shadow: Policy | None = None,
         progress: Progress | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
+        meter_provider: MeterProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self._config = RouterConfig() if config is None else config
         if not isinstance(self._config, RouterConfig):
@@ -103,6 +114,10 @@ class Router:
         self._shadow = shadow
         if shadow is not None:
             _check_policy("shadow", shadow)
+        _check_provider("meter_provider", meter_provider, "get_meter")
+        _check_provider("tracer_provider", tracer_provider, "get_tracer")
+        self._meter_provider = meter_provider
+        self._tracer_provider = tracer_provider
         self._progress = progress
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
@@ -140,6 +155,7 @@ class Router:
         self._vitals = Vitals(
             self._ledger.counts, self._backlog, self._slots, self._pressure, self._clock
         )
+        tracing = self._observe()
         self._decider = Decider(
             self,
             self._policy,
@@ -151,10 +167,10 @@ class Router:
             self._ledger.counts,
         )
         self._intake = Intake(
-            self, self._decider, self._ledger, self._backlog, self._slots, self._workers
+            self, self._decider, self._ledger, self._backlog, self._slots, self._workers, tracing
         )
         self._many = Many(
-            self, self._decider, self._costs, self._ledger, self._backlog, self._workers
+            self, self._decider, self._costs, self._ledger, self._backlog, self._workers, tracing
         )
         for kernel in self._kernels.values():
             self._add_batches(kernel)
@@ -173,6 +189,16 @@ class Router:
             self._tasks.start_soon(self._supervise, serve)
         self._state = "open"
         return self
+
+    def _observe(self) -> Tracing:
+        """Let OpenTelemetry hear of this router; returns what begins spans."""
+        from helixnb._observe.telemetry import Telemetry
+        from helixnb._observe.tracing import Tracing
+
+        telemetry = Telemetry(self._vitals, self._meter_provider)
+        self._ledger.tell(telemetry.note_jobs)
+        self._ledger.on_batch = telemetry.note_batch
+        return Tracing(self._clock, self._tracer_provider)
 
     async def __aexit__(
         self,
@@ -193,6 +219,7 @@ class Router:
                 # Nothing is left, unless the tasks were killed while their threads ran.
                 self._ledger.evict(Status.DROPPED, reason="router_closed", begun=True)
                 self._workers.close()
+                self._vitals.is_live = False
         if self._crash is not None and exc is None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash
 
@@ -345,6 +372,7 @@ class Router:
         def compile_all() -> None:
             warm_up(kernels, parallel=self._config.parallel_kernels == "auto", progress=progress)
             warm_up_rules()
+            importlib.import_module("opentelemetry.metrics")  # takes 50 ms
 
         await anyio.to_thread.run_sync(compile_all, limiter=anyio.CapacityLimiter(1))
 
@@ -544,3 +572,8 @@ def _check_policy(name: str, policy: Any) -> None:
         ) from None
     except ValueError:  # a callable without a signature
         pass
+
+
+def _check_provider(name: str, provider: Any, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        raise TypeError(f"{name} must have a method {method}, got {provider!r}")

@@ -7,7 +7,7 @@ import math
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -37,6 +37,18 @@ class Span(Protocol):
 
     def end(self, outcome: Outcome, queue_ns: int | None) -> None:
         """Note how the job ended, and how long it waited if it ran."""
+        ...
+
+    def share(
+        self,
+        others: Sequence[Any],
+        kind: str,
+        cause: str,
+        jobs: int,
+        began_ns: int,
+        ended_ns: int,
+    ) -> None:
+        """Note that this job and others were in one kernel call."""
         ...
 
 
@@ -215,7 +227,9 @@ class Ledger:
     Attributes
     ----------
     counts
-        Of the jobs that have ended.
+        Of the jobs that have ended, and of batches.
+    on_batch
+        Called with the kind and the size of each batch.
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -232,6 +246,7 @@ class Ledger:
         self.decided = [0] * len(Strategy)
         self.latency = [LatencyWindow() for _ in Strategy]
         self.on_idle: Callable[[], object] | None = None
+        self.on_batch: Callable[[str, int], object] | None = None
 
     @property
     def by_status(self) -> list[int]:
@@ -438,6 +453,12 @@ class Ledger:
             tally.queue_ns.record(queue_ns, jobs)
         for observe in self._observers:
             observe(tally, jobs, now_ns, latency_ns, queue_ns, outcome)
+
+    def count_batch(self, kind: str, cause: str, jobs: int) -> None:
+        """Count a kernel call made for a batch."""
+        self.counts.release(kind, cause).record(jobs)
+        if self.on_batch is not None:
+            self.on_batch(kind, jobs)
 
     def evict(
         self,

@@ -84,6 +84,14 @@ class Jobs(Protocol):
         ...
 
 
+class CallTrace(Protocol):
+    """What traces a call with columns; see `Tracing`."""
+
+    def share(self, kind: str, cause: str, jobs: int, began_ns: int, ended_ns: int) -> None:
+        """Note a kernel call for some of its jobs."""
+        ...
+
+
 class Part:
     """Jobs of one kernel that wait in columns, first in, first out.
 
@@ -97,6 +105,8 @@ class Part:
         Where each of them stands in the block.
     bounded
         Whether each counts among the waiting jobs of the backlog.
+    trace
+        What traces the call, None where nobody asked for that.
     """
 
     def __init__(
@@ -109,7 +119,9 @@ class Part:
         *,
         backlog: Backlog,
         pace: Pace,
+        trace: CallTrace | None = None,
     ) -> None:
+        self.trace = trace
         self.kernel = block.kernel
         self.model = block.model
         self.work = block.work
@@ -240,6 +252,7 @@ class Piece(Work):
         self._part = part
         self.kind = part.kernel.name
         self._taken_ns = 0
+        self._began_ns = self._ended_ns = 0
         self._alone_ns = part.predicted_ns(start, stop)
         self.predicted_ns = self._alone_ns * part.pace.scale
         self._start = start
@@ -252,6 +265,7 @@ class Piece(Work):
         if not self._live:  # the call was cancelled, or the router closed
             return
         part = self._part
+        self._began_ns = part.rows.clock()
         clock = timer(part.kernel)
         began_ns = clock()
         try:
@@ -265,6 +279,7 @@ class Piece(Work):
             return
         self.batched = self._stop - self._start
         self._taken_ns = clock() - began_ns
+        self._ended_ns = part.rows.clock()
         part.pace.learn(self.batched, self._alone_ns, self._taken_ns)
 
     def settle(self) -> None:
@@ -276,6 +291,8 @@ class Piece(Work):
         if self._taken_ns:
             work = float(part.work[positions].sum())
             part.model.learn_batch(self.batched, work, self._taken_ns, part.rows.clock())
+        if self.batched and part.trace is not None:
+            part.trace.share(self.kind, self.cause, self.batched, self._began_ns, self._ended_ns)
         if self._values is None or self._failed is None:
             failed = np.arange(len(positions))
         else:

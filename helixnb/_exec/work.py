@@ -78,11 +78,15 @@ class Called(NamedTuple):
         Of all threads together.
     parallel
         Whether they were several.
+    began_ns, ended_ns
+        When, by the router's clock.
     """
 
     entries: list[Entry]
     taken_ns: int
     parallel: bool
+    began_ns: int
+    ended_ns: int
 
 
 class Chunk(Work):
@@ -122,9 +126,10 @@ class Chunk(Work):
                     entry.model.learn(entry.work, taken_ns, now_ns)
             else:
                 self._ledger.settle(entry, Status.FAILED, error=error)
-        for entries, taken_ns, _ in self._calls:
+        for called in self._calls:
+            entries = called.entries
             work = sum(entry.work for entry in entries)
-            entries[0].model.learn_batch(len(entries), work, taken_ns, now_ns)
+            entries[0].model.learn_batch(len(entries), work, called.taken_ns, now_ns)
 
     def fail(self, error: BaseException) -> None:
         for entry in self.entries:
@@ -155,6 +160,20 @@ class Batch(Chunk):
             self._run_together(self.entries, self._threads)
             self.batched = sum(len(called.entries) for called in self._calls)
             self.parallel = any(called.parallel for called in self._calls)
+
+    def settle(self) -> None:
+        for called in self._calls:
+            spans = [entry.span for entry in called.entries if entry.span is not None]
+            if spans:
+                spans[0].share(
+                    spans[1:],
+                    self.kind,
+                    self.cause,
+                    len(called.entries),
+                    called.began_ns,
+                    called.ended_ns,
+                )
+        super().settle()
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:
@@ -241,7 +260,13 @@ def run_together(
         warn_of_batch(kernel, error)
         return _rerun(ledger, live), None
     taken_ns = clock() - began_ns
-    called = Called(live, taken_ns * (threads if result.parallel else 1), result.parallel)
+    called = Called(
+        live,
+        taken_ns * (threads if result.parallel else 1),
+        result.parallel,
+        live[0].begun_ns or 0,
+        ledger.clock(),
+    )
     ended: list[Ended] = [
         (entry, value, None, 0) for entry, value in zip(live, result.values, strict=True)
     ]

@@ -250,7 +250,7 @@ class Workers:
             except Exception as fault:  # what a kernel gave isn't what it declared
                 work.fail(fault)
             if work.batched:
-                self._ledger.counts.release(work.kind, work.cause).record(work.batched)
+                self._ledger.count_batch(work.kind, work.cause, work.batched)
             self.parallel_launches += work.parallel
         settle_late(self._backlog, self._ledger)
 

@@ -19,9 +19,15 @@ if TYPE_CHECKING:  # a sibling
 
 
 class Vitals:
-    """What is measured of one router, without the router itself."""
+    """What is measured of one router, without the router itself.
 
-    __slots__ = ("__weakref__", "backlog", "clock", "counts", "pressure", "slots")
+    Attributes
+    ----------
+    is_live
+        Whether more is true of it than what it has counted.
+    """
+
+    __slots__ = ("__weakref__", "backlog", "clock", "counts", "is_live", "pressure", "slots")
 
     def __init__(
         self,
@@ -36,6 +42,7 @@ class Vitals:
         self.slots = slots
         self.pressure = pressure
         self.clock = clock
+        self.is_live = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
