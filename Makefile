@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-soak bench-overload \
+.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry bench-soak bench-overload \
     bench-learning peers dev clean
 
 demo: .venv/demo.done
@@ -54,6 +54,9 @@ bench-table: .venv/bench.done
 
 bench-stages: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python stage_table.py
+
+bench-telemetry: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python telemetry_table.py
 
 bench-soak: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python soak.py $(ARGS)
