@@ -66,28 +66,29 @@ class Tally:
     ----------
     kind, strategy, status, reason
         What they have in common; kind and reason may be `OTHER`.
-    jobs
-        How many.
     latency_ns
         From submit to outcome.
     queue_ns
         From submit to when they began to run, of those that did.
     """
 
-    __slots__ = ("jobs", "kind", "latency_ns", "queue_ns", "reason", "status", "strategy")
+    __slots__ = ("kind", "latency_ns", "queue_ns", "reason", "status", "strategy")
 
     def __init__(self, kind: str, strategy: Strategy, status: Status, reason: str) -> None:
         self.kind = kind
         self.strategy = strategy
         self.status = status
         self.reason = reason
-        self.jobs = 0
         self.latency_ns = Histogram(BOUNDS_NS)
         self.queue_ns = Histogram(BOUNDS_NS)
 
+    @property
+    def jobs(self) -> int:
+        """How many."""
+        return self.latency_ns.count
+
     def merge(self, other: Tally) -> None:
         """Count what another one has counted."""
-        self.jobs += other.jobs
         self.latency_ns.merge(other.latency_ns)
         self.queue_ns.merge(other.queue_ns)
 

@@ -35,7 +35,8 @@ def test_merged_histograms_have_counted_both(values: list[tuple[int, int]]) -> N
 def test_kinds_and_reasons_beyond_the_bound_share_one_name() -> None:
     counts = Counts()
     for i in range(2 * MOST):
-        counts.tally(f"kind {i}", Strategy.INLINE, Status.COMPLETED, "inline_cheap").jobs += 1
+        tally = counts.tally(f"kind {i}", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
+        tally.latency_ns.record(1)
         counts.release(f"kind {i}", "full").record(1)
     assert len(counts.tallies) == MOST + 1
     assert len(counts.releases) == MOST + 1
@@ -43,7 +44,7 @@ def test_kinds_and_reasons_beyond_the_bound_share_one_name() -> None:
     other = counts.tally("never seen", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
     assert (other.kind, other.jobs) == (OTHER, MOST)
     for i in range(2 * MOST):
-        counts.tally("kind 9", Strategy.DROP, Status.DROPPED, f"reason {i}").jobs += 1
+        counts.tally("kind 9", Strategy.DROP, Status.DROPPED, f"reason {i}").latency_ns.record(1)
     assert counts.tally("kind 9", Strategy.DROP, Status.DROPPED, "none of these").reason == OTHER
     assert sum(each.jobs for each in counts.tallies.values()) == 4 * MOST
 
@@ -53,7 +54,6 @@ def test_merged_counts_stay_bounded_and_lose_nothing() -> None:
     for i in range(MOST):
         for counts, name in ((one, "a"), (other, "b")):
             tally = counts.tally(f"{name}{i}", Strategy.BATCH, Status.FAILED, "in_columns")
-            tally.jobs += 2
             tally.latency_ns.record(5_000, 2)
             counts.release(f"{name}{i}", "columns").record(2)
     other.shadow_compared, other.shadow_disagreements = 5, 3
