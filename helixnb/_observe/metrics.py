@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from helixnb._core.counts import BOUNDS_JOBS, BOUNDS_NS, Counts, Histogram
 from helixnb._core.queues import Backlog
@@ -74,7 +74,8 @@ class Metric:
     bounds: tuple[float, ...] = ()
 
 
-class Distribution(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Distribution:
     """What a histogram has counted.
 
     Attributes
@@ -89,8 +90,19 @@ class Distribution(NamedTuple):
     sum: float
 
 
-class Reading(NamedTuple):
-    """A metric at one moment, for one set of attributes."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A metric at one moment, for one set of attributes.
+
+    Attributes
+    ----------
+    metric
+        What was read.
+    attributes
+        A text for each of the metric's attributes.
+    value
+        A number, or what a histogram has counted.
+    """
 
     metric: Metric
     attributes: Mapping[str, str]

@@ -46,8 +46,9 @@ class _RouterCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         families = {metric: _family_of(metric) for metric in METRICS}
-        for metric, attributes, value in self._find().metrics():
-            labels = [attributes[name] for name in metric.attributes]
+        for reading in self._find().metrics():
+            metric, value = reading.metric, reading.value
+            labels = [reading.attributes[name] for name in metric.attributes]
             family = families[metric]
             if isinstance(value, Distribution):
                 bounds = [*map(floatToGoString, metric.bounds), "+Inf"]

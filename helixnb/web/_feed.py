@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
@@ -98,4 +99,4 @@ def _encoded(seen: int, records: list[JobRecord]) -> bytes:
 def _as_dict(record: JobRecord) -> dict[str, Any]:
     """Return a record as JSON has it: an id may be beyond what JavaScript's numbers hold."""
     job_id = record.job_id
-    return record._asdict() | {"job_id": None if job_id is None else str(job_id)}
+    return dataclasses.asdict(record) | {"job_id": None if job_id is None else str(job_id)}
