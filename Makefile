@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
 .PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry bench-soak bench-overload \
-    bench-learning peers dev clean
+    bench-learning screenshots peers dev clean
 
 demo: .venv/demo.done
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -60,6 +60,10 @@ bench-telemetry: .venv/bench.done
 
 bench-soak: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python soak.py $(ARGS)
+
+# Writes the pictures of the live page; Debian's Chromium takes them.
+screenshots: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python screenshots.py $(ARGS)
 
 # What becomes of each mix under up to four times the load that the machine takes, by policy and
 # naive dispatcher: about eight minutes. ARGS="--mix heavy --rounds 3".

@@ -42,7 +42,12 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-PAGE = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+PAGE = {
+    "": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 """The files of the page, and their types."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
