@@ -172,7 +172,9 @@ def _check_installed(options: argparse.Namespace) -> None:
         return any(importlib.util.find_spec(module) is None for module in modules)
 
     if options.web and missing("starlette", "prometheus_client", "uvicorn"):
-        raise _OptionError("--web serves with uvicorn and starlette: pip install 'helixnb[web,demo]'")
+        raise _OptionError(
+            "--web serves with uvicorn and starlette: pip install 'helixnb[web,demo]'"
+        )
     if not options.json and missing("rich"):
         extras = "web,demo" if options.web else "demo"
         raise _OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import anyio
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import HANDLED_SIGNALS
 
 from helixnb._router import Router
@@ -20,6 +22,19 @@ from helixnb.web._app import create_app
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """What a browser calls this machine. Another name that leads here is one that somebody else has
 bent (DNS rebinding), to have their page read this one's."""
+
+MOST_CONNECTIONS = 200
+"""How many there may be. Without a bound, some process may take all file descriptors; from then on
+asyncio tries to accept, and logs that it can't, so often that nothing else gets a turn."""
+
+ACCEPTED_AT_ONCE = 32
+"""How many connections are accepted in a turn of the event loop."""
+
+WAITING = 1_024
+"""How many may wait until they are accepted."""
+
+STUCK_S = 60.0
+"""After so long without a sign of life a response is stuck: events end sooner, others are short."""
 
 GRACE_S = 1
 """How long open connections may take to end."""
@@ -35,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, *_, address = found[0]
-    return socket.create_server(address, family=family, backlog=2048)
+    return socket.create_server(address, family=family)
 
 
 async def serve(
@@ -59,8 +74,10 @@ async def serve(
     config = uvicorn.Config(
         app,
         access_log=False,
+        backlog=ACCEPTED_AT_ONCE,
+        http=_Connection,
         lifespan="off",
-        log_level="warning",
+        log_level="error",  # what is below is about what clients send, as often as they like
         timeout_graceful_shutdown=GRACE_S,
         ws="none",
     )
@@ -80,6 +97,35 @@ async def serve(
         await server.serve(sockets=[listener])
 
 
+class _Connection(H11Protocol):
+    """A connection that makes room for itself: where there are too many, an idle one has to go."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.used_s = self.loop.time()
+        if len(self.connections) > MOST_CONNECTIONS:
+            others = (each for each in self.connections if isinstance(each, _Connection))
+            idle = (each for each in others if each.may_go())  # it may itself
+            idlest = min(idle, key=lambda each: each.used_s)
+            self.connections.discard(idlest)  # it hears of its end later
+            idlest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.used_s = self.loop.time()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self.used_s = self.loop.time()
+        super().on_response_complete()
+
+    def may_go(self) -> bool:
+        """Tell whether nobody misses it: it is idle, or stuck."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or self.transport.is_closing():
+            return True
+        return self.loop.time() - self.used_s > STUCK_S
+
+
 class _Server(uvicorn.Server):
     def __init__(
         self,
@@ -93,6 +139,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(WAITING)  # the server has set that to what it accepts at once
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
