@@ -16,8 +16,7 @@ from helixnb._observe.stats import Stats
 from helixnb._router import Router
 
 PERIOD_S = 0.3
-"""How often it is drawn. One drawing takes 2 to 4 ms of the event loop, or of the GIL if a thread
-of rich's own does it; so it is done in a moment of the loop's own."""
+"""How often it is drawn: in a thread, since a terminal that is paused takes nothing."""
 
 UNTIL_TABLE_S = 1.0
 """For how long a run goes on before it gets a table."""
@@ -74,6 +73,7 @@ class Display(Progress):
 
     async def follow(self, router: Router) -> None:
         """Draw a router again and again; never ends."""
+        one = anyio.CapacityLimiter(1)
         began_s = math.inf
         then_s, before = time.monotonic(), 0
         while True:
@@ -86,7 +86,7 @@ class Display(Progress):
                 rate = (ended - before) / (now_s - then_s)
                 self._live = (routing_table(stats), load_line(stats, rate))
             then_s, before = now_s, ended
-            self.refresh()
+            await anyio.to_thread.run_sync(self.refresh, abandon_on_cancel=True, limiter=one)
 
     def _advance(self, stats: Stats) -> int:
         """Move the bar of the jobs, and return how many have ended."""
@@ -109,7 +109,9 @@ def load_line(stats: Stats, rate: float) -> str:
 def routing_table(stats: Stats) -> Table:
     """Return what became of jobs, by strategy."""
     routing = Table(
-        title="Routing, and latency of the jobs that are done, in ms", title_justify="left"
+        title="Routing, and latency of the jobs that are done, in ms",
+        title_justify="left",
+        padding=(0, 1 if stats.submitted < 1_000_000 else 0),  # for terminals of 80 columns
     )
     routing.add_column("strategy", no_wrap=True)
     for heading in ("decided", "ran", "share", "done", "avg", "p50", "p95", "p99"):
