@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     _complete(parser, options)
     try:
         jobs = None if options.file is None else read_jobs(options.file)
+        if options.web and jobs == []:
+            raise _OptionError(f"{options.file} has no jobs: --web needs some to go on")
         _check_installed(options)
         listener = _listener(options) if options.web else None
     except (OSError, HelixError, _OptionError) as error:

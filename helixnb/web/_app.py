@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from importlib import resources
 from typing import Any, NoReturn
 
@@ -208,10 +209,11 @@ async def _changes_from(request: Request) -> dict[str, Any]:
     body = b""
     try:
         with anyio.fail_after(PATIENCE_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MOST_BYTES:
-                    _refuse(413, f"the body must not be larger than {MOST_BYTES} bytes")
+            async with aclosing(request.stream()) as pieces:
+                async for piece in pieces:
+                    body += piece
+                    if len(body) > MOST_BYTES:
+                        _refuse(413, f"the body must not be larger than {MOST_BYTES} bytes")
     except TimeoutError:
         _refuse(408, f"the body took longer than {PATIENCE_S:g} s")
     except ClientDisconnect:
