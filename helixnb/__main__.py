@@ -57,9 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _complete(parser, options)
     try:
-        jobs = None if options.file is None else read_jobs(options.file)
-        if options.web and jobs == []:
-            raise _OptionError(f"{options.file} has no jobs: --web needs some to go on")
+        jobs = _jobs_of_file(options)
         _check_installed(options)
         listener = _listener(options) if options.web else None
     except (OSError, HelixError, _OptionError) as error:
@@ -143,7 +141,8 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
         options.port = PORT if options.port is None else options.port
     else:
         for name in ("host", "port", "allow_reconfigure"):
-            if getattr(options, name) not in (None, False):
+            value = getattr(options, name)
+            if value is not None and value is not False:  # port 0 is one
                 parser.error(f"--{name.replace('_', '-')} is an option of --web")
     if options.jobs is None:
         options.jobs = JOBS
@@ -167,6 +166,15 @@ def _port(text: str) -> int:
     if not 0 <= (number := int(text)) < 2**16:
         raise argparse.ArgumentTypeError(f"must lie in 0 .. 65535, got {text}")
     return number
+
+
+def _jobs_of_file(options: argparse.Namespace) -> list[Job] | None:
+    if options.file is None:
+        return None
+    jobs = read_jobs(options.file)
+    if options.web and not jobs:
+        raise _OptionError(f"{options.file} has no jobs: --web needs some to go on with")
+    return jobs
 
 
 def _check_installed(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import anyio
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from helixnb._observe.stats import Stats
 from helixnb._router import Router
@@ -84,7 +85,7 @@ class Display(Progress):
                 began_s = min(began_s, now_s)
             if self.console.is_terminal and now_s - began_s > UNTIL_TABLE_S:
                 rate = (ended - before) / (now_s - then_s)
-                self._live = (routing_table(stats), load_line(stats, rate))
+                self._live = (routing_table(stats), Text(load_line(stats, rate)))
             then_s, before = now_s, ended
             await anyio.to_thread.run_sync(self.refresh, abandon_on_cancel=True, limiter=one)
 

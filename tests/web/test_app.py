@@ -97,7 +97,7 @@ class Reader:
 
     async def event(self, seen: int = 1) -> dict[str, Any]:
         """Wait until an event tells of so many records, and return it."""
-        events = self.events()
+        events: list[dict[str, Any]] = self.events()
         while not events or events[-1]["seen"] < seen:
             await self._news.wait()
             events = self.events()
@@ -467,7 +467,7 @@ async def test_a_client_that_goes_midway() -> None:
     """Half a body changes nothing."""
     async with router() as r:
         before = r.config
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"type": "http.request", "body": b'{"queue_capacity": 9}', "more_body": True},
             {"type": "http.disconnect"},
         ]
