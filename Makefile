@@ -5,9 +5,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
 .PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-soak bench-overload \
-    bench-learning peers dev clean
+    bench-learning bench-watchers peers dev clean
 
-demo: .venv/demo.done
+demo: .venv/demo.done $(if $(findstring --web,$(ARGS)),.venv/web.done)
 	$(BIN)/python -P -m helixnb $(ARGS)
 
 test: .venv/test.done
@@ -67,6 +67,11 @@ bench-overload: .venv/bench.done
 # process, gains from batches. About three minutes. ARGS="--only predictions change".
 bench-learning: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python learning.py $(ARGS)
+
+# What watching costs a router: a page, fifty, one that never reads, a thousand idle connections.
+# About a minute and a half. ARGS="--rounds 3 --jobs 50000".
+bench-watchers: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python watchers.py $(ARGS)
 
 # Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done
