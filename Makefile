@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry bench-soak bench-overload \
-    bench-learning screenshots peers dev clean
+.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry \
+    bench-watchers bench-soak bench-overload bench-learning screenshots peers dev clean
 
-demo: .venv/demo.done
+demo: .venv/demo.done $(if $(findstring --web,$(ARGS)),.venv/web.done)
 	$(BIN)/python -P -m helixnb $(ARGS)
 
 test: .venv/test.done
@@ -74,6 +74,11 @@ bench-overload: .venv/bench.done
 # process, gains from batches. About three minutes. ARGS="--only predictions change".
 bench-learning: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python learning.py $(ARGS)
+
+# What watching costs a router: a page, fifty, one that never reads, a thousand idle connections.
+# About a minute and a half. ARGS="--rounds 3 --jobs 50000".
+bench-watchers: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python watchers.py $(ARGS)
 
 # Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done

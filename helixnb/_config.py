@@ -204,7 +204,7 @@ class RouterConfig:
             batch_max_delay_ms=10.0,
         )
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked as a whole.
 
         Raises

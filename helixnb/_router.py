@@ -187,6 +187,7 @@ class Router:
             ),
         ):
             self._tasks.start_soon(self._supervise, serve)
+        self._slots.resize(self._config.cpu_parallelism)  # if it was reconfigured meanwhile
         self._state = "open"
         return self
 
@@ -302,11 +303,16 @@ class Router:
         return self._state == "open"
 
     @property
+    def state(self) -> str:
+        """``new``, ``opening``, ``open``, ``closing``, ``closed`` or ``crashed``."""
+        return self._state
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """The kinds of jobs that this router takes."""
         return tuple(self._kernels)
 
-    def reconfigure(self, **changes: Any) -> RouterConfig:
+    def reconfigure(self, /, **changes: Any) -> RouterConfig:
         """Change settings of the running router: all of them, or none.
 
         Returns the new configuration, in force for every decision from now on. Jobs that are

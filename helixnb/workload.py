@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "calibrate",
     "closed_loop",
     "heavy_mix",
+    "light_jobs",
     "light_mix",
     "open_loop",
     "pace",
@@ -58,8 +60,13 @@ def light_mix(jobs: int, seed: int) -> list[Job]:
     seed
         Seed of Python's own generator.
     """
+    return list(itertools.islice(light_jobs(seed), jobs))
+
+
+def light_jobs(seed: int) -> Iterator[Job]:
+    """Give the jobs of the light mix without end; see `light_mix`."""
     draw = random.Random(seed)  # noqa: S311  # a workload, not a secret
-    return [_light_job(draw, job_id) for job_id in range(jobs)]
+    return (_light_job(draw, job_id) for job_id in itertools.count())
 
 
 def _light_job(draw: random.Random, job_id: int) -> Job:

@@ -62,7 +62,7 @@ class Stats:
     Attributes
     ----------
     state
-        ``new``, ``open``, ``closing``, ``closed`` or ``crashed``.
+        ``new``, ``opening``, ``open``, ``closing``, ``closed`` or ``crashed``.
     submitted
         Jobs taken in: `in_flight` + `completed` + `dropped` + `failed` + `cancelled`, always.
     within_budget

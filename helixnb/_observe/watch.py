@@ -85,34 +85,57 @@ class Watch:
         queue_ns: int | None,
         outcome: Outcome | None,
     ) -> None:
-        queue_ms = None if queue_ns is None else queue_ns / 1e6
+        number = self.seen
+        self.seen = number + 1
+        # A record is made of it if somebody asks. An outcome isn't kept: its value may be large.
         if outcome is None:
-            job_id = decided = budget_ms = None
+            told = (number, now_ns, None, tally, None, jobs, latency_ns, queue_ns, None)
+            self._latest.append(told)
         else:
-            job_id, decided = outcome.job_id, outcome.decided
-            budget_ms = outcome.latency_budget_ms
-        number, self.seen = self.seen, self.seen + 1
-        self._latest.append(  # the fields of a record: to make one takes five times as long
-            (
-                number,
-                now_ns,
-                job_id,
-                tally.kind,
-                decided,
-                tally.strategy,
-                tally.status,
-                tally.reason,
-                jobs,
-                latency_ns / 1e6,
-                queue_ms,
-                budget_ms,
+            self._latest.append(
+                (
+                    number,
+                    now_ns,
+                    outcome.job_id,
+                    tally,
+                    outcome.decided,
+                    jobs,
+                    latency_ns,
+                    queue_ns,
+                    outcome.latency_budget_ms,
+                )
             )
-        )
 
     def latest(self, since: int = 0) -> list[JobRecord]:
         """Return what is kept, from record number `since` on, oldest first.
 
         Where the first one's number is higher, those between were lost.
         """
-        kept = self._latest.copy()
-        return [JobRecord(*fields) for fields in kept if fields[0] >= since]
+        return [_record_of(*told) for told in self._latest.copy() if told[0] >= since]
+
+
+def _record_of(
+    number: int,
+    at_ns: int,
+    job_id: int | None,
+    tally: Tally,
+    decided: Strategy | None,
+    jobs: int,
+    latency_ns: int,
+    queue_ns: int | None,
+    latency_budget_ms: float | None,
+) -> JobRecord:
+    return JobRecord(
+        number,
+        at_ns,
+        job_id,
+        tally.kind,
+        decided,
+        tally.strategy,
+        tally.status,
+        tally.reason,
+        jobs,
+        latency_ns / 1e6,
+        None if queue_ns is None else queue_ns / 1e6,
+        latency_budget_ms,
+    )

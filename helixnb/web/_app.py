@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from importlib import resources
 from typing import Any, NoReturn
 
@@ -15,13 +16,13 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from helixnb._errors import ConfigError, RouterStateError
 from helixnb._router import Router
 from helixnb.web._exposition import registry_of
-from helixnb.web._feed import Feed
+from helixnb.web._feed import EventStream, Feed
 
 STALE_S = 0.1
 """For how long an answer is good for all who ask: fifty readers cost as much as one."""
@@ -34,6 +35,8 @@ PATIENCE_S = 5.0
 
 MOST_READERS = 100
 """How many may follow the decisions at once."""
+
+OPEN_METRICS = "application/openmetrics-text"
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -122,7 +125,7 @@ class _View:
     def __init__(self, find: Callable[[], Router], *, allow_reconfigure: bool) -> None:
         self._find = find
         self._allow_reconfigure = allow_reconfigure
-        self._feed = Feed()
+        self._feed: Feed | None = None
         self._stats = _Shared(lambda: _encoded(_stats_of(find())))
         self._expositions: dict[str, _Shared] = {}
         self._registry = registry_of(find)
@@ -131,14 +134,15 @@ class _View:
         return Response(self._stats.get(), 200, HEADERS, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        # Of the types that there are, not of the headers that anybody may send.
+        # One of two: the versions that anybody may ask for would make as many copies.
+        accepts_newer = OPEN_METRICS in request.headers.get("accept", "")
+        encode, media_type = choose_encoder(OPEN_METRICS if accepts_newer else "")
         shared = self._expositions.setdefault(media_type, _Shared(lambda: encode(self._registry)))
         return Response(shared.get(), 200, HEADERS, media_type=media_type)
 
     async def health(self, request: Request) -> Response:
         router = self._find()
-        return _json({"state": router.stats().state}, status=200 if router.is_open else 503)
+        return _json({"state": router.state}, status=200 if router.is_open else 503)
 
     async def config(self, request: Request) -> Response:
         return _json(self._config_of(self._find()))
@@ -163,12 +167,19 @@ class _View:
         return _json(self._config_of(router))
 
     async def decisions(self, request: Request) -> Response:
-        if self._feed.readers >= MOST_READERS:
+        if request.method == "HEAD":
+            return Response(None, 200, HEADERS, media_type="text/event-stream")
+        feed = self._feed_of(self._find())
+        if feed.readers >= MOST_READERS:
             _refuse(503, f"{MOST_READERS} readers follow already", {"Retry-After": "10"})
         since = request.headers.get("last-event-id", "")
-        known = since.isdecimal() and len(since) < 20
-        events = self._feed.events(self._find(), int(since) if known else 0)
-        return StreamingResponse(events, 200, HEADERS, media_type="text/event-stream")
+        known = since.isascii() and since.isdecimal() and len(since) < 20
+        return EventStream(feed, int(since) if known else 0, HEADERS)
+
+    def _feed_of(self, router: Router) -> Feed:
+        if self._feed is None or self._feed.router is not router:
+            self._feed = Feed(router)  # readers of an earlier one hear its end from that one
+        return self._feed
 
 
 class _Shared:
@@ -203,10 +214,11 @@ async def _changes_from(request: Request) -> dict[str, Any]:
     body = b""
     try:
         with anyio.fail_after(PATIENCE_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MOST_BYTES:
-                    _refuse(413, f"the body must not be larger than {MOST_BYTES} bytes")
+            async with aclosing(request.stream()) as pieces:
+                async for piece in pieces:
+                    body += piece
+                    if len(body) > MOST_BYTES:
+                        _refuse(413, f"the body must not be larger than {MOST_BYTES} bytes")
     except TimeoutError:
         _refuse(408, f"the body took longer than {PATIENCE_S:g} s")
     except ClientDisconnect:
@@ -217,6 +229,10 @@ async def _changes_from(request: Request) -> dict[str, Any]:
         _refuse(400, f"the body must be JSON: {error}")
     if not isinstance(changes, dict):
         _refuse(422, f"the body must be an object of settings, got {type(changes).__name__}")
+    for name, value in changes.items():
+        if isinstance(value, dict | list):  # which may nest as deep as repr doesn't go
+            what = "a number, a string, true, false or null"
+            _refuse(422, f"{name} must be {what}, got {type(value).__name__}")
     return changes
 
 

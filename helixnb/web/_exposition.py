@@ -48,7 +48,7 @@ class _RouterCollector(Collector):
         families = {metric: _family_of(metric) for metric in METRICS}
         for reading in self._find().metrics():
             metric, value = reading.metric, reading.value
-            labels = [reading.attributes[name] for name in metric.attributes]
+            labels = [_as_label(reading.attributes[name]) for name in metric.attributes]
             family = families[metric]
             if isinstance(value, Distribution):
                 bounds = [*map(floatToGoString, metric.bounds), "+Inf"]
@@ -57,6 +57,11 @@ class _RouterCollector(Collector):
             else:
                 family.add_metric(labels, value)
         return iter(families.values())
+
+
+def _as_label(text: str) -> str:
+    """Return text that UTF-8 can hold; half a surrogate pair, which it can't, is written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _family_of(metric: Metric) -> Any:
