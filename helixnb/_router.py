@@ -180,7 +180,7 @@ class Router:
             self._workers.run_alarm,
             self._workers.run_settling,
             self._intake.inline.run,
-            self._pressure.run_heartbeat,
+            functools.partial(self._pressure.run_heartbeat, self._telemetry.tell),
             functools.partial(self._pressure.run_sampler, lambda: self._config.heed_other_cpu_use),
             functools.partial(
                 yield_gil, self._slots, self._workers.one_waits, self._workers.settle_done
@@ -196,9 +196,8 @@ class Router:
         from helixnb._observe.telemetry import Telemetry
         from helixnb._observe.tracing import Tracing
 
-        telemetry = Telemetry(self._vitals, self._meter_provider)
-        self._ledger.tell(telemetry.note_jobs)
-        self._ledger.on_batch = telemetry.note_batch
+        self._telemetry = Telemetry(self._vitals, self._meter_provider)
+        self._ledger.on_batch = self._telemetry.note_batch
         return Tracing(self._clock, self._tracer_provider)
 
     async def __aexit__(
@@ -220,6 +219,7 @@ class Router:
                 # Nothing is left, unless the tasks were killed while their threads ran.
                 self._ledger.evict(Status.DROPPED, reason="router_closed", begun=True)
                 self._workers.close()
+                self._telemetry.tell()
                 self._vitals.is_live = False
         if self._crash is not None and exc is None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash
@@ -234,6 +234,8 @@ class Router:
 
     def _idle_now(self) -> None:
         self._idle.set()
+        if self._pressure.resting:  # so that no heartbeat does it
+            self._telemetry.tell()
 
     async def close(self) -> None:
         """Stop intake, drain up to ``drain_timeout_s``, then drop what is still queued.

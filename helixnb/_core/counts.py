@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from array import array
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from helixnb._records import Status, Strategy
+
+WINDOW = 4_096
+"""How many latencies a strategy keeps for its quantiles, newest first out of the ring."""
 
 OTHER = "_OTHER"
 """Stands for kinds and reasons beyond `MOST`: the term of OpenTelemetry's conventions."""
@@ -46,6 +55,17 @@ class Histogram:
         self.buckets[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
+    def extend(self, values: Sequence[int]) -> None:
+        """Count several values."""
+        if len(values) < 32:  # where NumPy takes longer
+            for value in values:
+                self.buckets[bisect_left(self.bounds, value)] += 1
+        else:
+            where = np.searchsorted(self.bounds, values)
+            counts = np.bincount(where, minlength=len(self.buckets)).tolist()
+            self.buckets = [old + new for old, new in zip(self.buckets, counts, strict=True)]
+        self.sum += sum(values)
+
     @property
     def count(self) -> int:
         """How many values were recorded."""
@@ -59,6 +79,43 @@ class Histogram:
         self.sum += other.sum
 
 
+class LatencyWindow:
+    """The latest latencies of one strategy in nanoseconds, and the sum over all of them."""
+
+    __slots__ = ("_oldest", "_size", "count", "latest_ns", "sum_ns")
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._size = size
+        self._oldest = 0
+        self.latest_ns = array("q")
+        self.count = 0
+        self.sum_ns = 0
+
+    def record(self, latency_ns: int, times: int = 1) -> None:
+        """Keep a latency, of one job or of several; the oldest give way."""
+        self._keep([latency_ns] * min(times, self._size))
+        self.count += times
+        self.sum_ns += latency_ns * times
+
+    def extend(self, latencies_ns: Sequence[int]) -> None:
+        """Keep several, the newest last."""
+        self._keep(latencies_ns[-self._size :])
+        self.count += len(latencies_ns)
+        self.sum_ns += sum(latencies_ns)
+
+    def _keep(self, latencies_ns: Sequence[int]) -> None:
+        for latency_ns in latencies_ns:
+            if len(self.latest_ns) < self._size:
+                self.latest_ns.append(latency_ns)
+            else:
+                self.latest_ns[self._oldest] = latency_ns
+                self._oldest = (self._oldest + 1) % self._size
+
+    def kept_ns(self) -> array[int]:
+        """Return the latencies kept, in no particular order."""
+        return self.latest_ns[:]
+
+
 class Tally:
     """Jobs that ended alike: of one kind, by one strategy, in one way, for one reason.
 
@@ -70,9 +127,20 @@ class Tally:
         From submit to outcome.
     queue_ns
         From submit to when they began to run, of those that did.
+    noted_latencies_ns, noted_queues_ns
+        What isn't in these yet; see `Counts.fold`.
     """
 
-    __slots__ = ("kind", "latency_ns", "queue_ns", "reason", "status", "strategy")
+    __slots__ = (
+        "kind",
+        "latency_ns",
+        "noted_latencies_ns",
+        "noted_queues_ns",
+        "queue_ns",
+        "reason",
+        "status",
+        "strategy",
+    )
 
     def __init__(self, kind: str, strategy: Strategy, status: Status, reason: str) -> None:
         self.kind = kind
@@ -81,10 +149,12 @@ class Tally:
         self.reason = reason
         self.latency_ns = Histogram(BOUNDS_NS)
         self.queue_ns = Histogram(BOUNDS_NS)
+        self.noted_latencies_ns: list[int] = []
+        self.noted_queues_ns: list[int] = []
 
     @property
     def jobs(self) -> int:
-        """How many."""
+        """How many were folded in."""
         return self.latency_ns.count
 
     def merge(self, other: Tally) -> None:
@@ -93,13 +163,28 @@ class Tally:
         self.queue_ns.merge(other.queue_ns)
 
 
+class Measured(NamedTuple):
+    """Values that were measured of jobs that ended alike, each for so many jobs."""
+
+    tally: Tally
+    values_ns: Sequence[int]
+    times: int
+
+
 class Counts:
-    """What a router has counted so far; written on its event loop, read from anywhere.
+    """What a router has counted so far.
+
+    A job is noted on the event loop in as little time as there is, by its latency at the end of a
+    list; what follows from that is worked out now and then, or by who reads, for many at a time.
 
     Attributes
     ----------
     tallies
         Jobs that have ended; by kind, code of the strategy, code of the status, and reason.
+    windows
+        The latest latencies of completed jobs, by the code of the strategy.
+    latencies, queues
+        What was folded in, for whoever takes it out; None while nobody does.
     releases
         Sizes of the kernel calls made for batches, by kind and by what released them.
     shadow_compared, shadow_disagreements
@@ -109,15 +194,23 @@ class Counts:
     __slots__ = (
         "_kinds",
         "_reasons",
+        "latencies",
+        "lock",
+        "queues",
         "releases",
         "shadow_compared",
         "shadow_disagreements",
         "tallies",
+        "windows",
     )
 
     def __init__(self) -> None:
         self.tallies: dict[tuple[str, int, int, str], Tally] = {}
         self.releases: dict[tuple[str, str], Histogram] = {}
+        self.windows = [LatencyWindow() for _ in Strategy]
+        self.latencies: deque[Measured] | None = None
+        self.queues: deque[Measured] | None = None
+        self.lock = threading.RLock()  # a finaliser may be run while it is held
         self.shadow_compared = 0
         self.shadow_disagreements = 0
         self._kinds: set[str] = set()
@@ -142,14 +235,55 @@ class Counts:
         kind = _bounded(kind, self._kinds)
         return self.releases.setdefault((kind, cause), Histogram(BOUNDS_JOBS))
 
+    def fold(self) -> None:
+        """Put what was noted in histograms and windows. Thread-safe, as all that reads them."""
+        with self.lock:
+            for tally in list(self.tallies.values()):  # the router may be adding some
+                if tally.noted_latencies_ns:
+                    self._fold(tally)
+
+    def _fold(self, tally: Tally) -> None:
+        latencies_ns = _taken(tally.noted_latencies_ns)
+        tally.latency_ns.extend(latencies_ns)
+        if tally.status is Status.COMPLETED:
+            self.windows[tally.strategy.code].extend(latencies_ns)
+        if self.latencies is not None:
+            self.latencies.append(Measured(tally, latencies_ns, 1))
+        if tally.noted_queues_ns:
+            queues_ns = _taken(tally.noted_queues_ns)
+            tally.queue_ns.extend(queues_ns)
+            if self.queues is not None:
+                self.queues.append(Measured(tally, queues_ns, 1))
+
+    def add(self, tally: Tally, jobs: int, latency_ns: int, queue_ns: int | None) -> None:
+        """Count jobs that ended alike, and at once. Thread-safe."""
+        with self.lock:
+            tally.latency_ns.record(latency_ns, jobs)
+            if tally.status is Status.COMPLETED:
+                self.windows[tally.strategy.code].record(latency_ns, jobs)
+            if self.latencies is not None:
+                self.latencies.append(Measured(tally, [latency_ns], jobs))
+            if queue_ns is not None:
+                tally.queue_ns.record(queue_ns, jobs)
+                if self.queues is not None:
+                    self.queues.append(Measured(tally, [queue_ns], jobs))
+
     def merge(self, other: Counts) -> None:
         """Count what another router has counted."""
+        other.fold()
         for theirs in list(other.tallies.values()):  # its router may be adding some
             self.tally(theirs.kind, theirs.strategy, theirs.status, theirs.reason).merge(theirs)
         for (kind, cause), sizes in list(other.releases.items()):
             self.release(kind, cause).merge(sizes)
         self.shadow_compared += other.shadow_compared
         self.shadow_disagreements += other.shadow_disagreements
+
+
+def _taken(noted: list[int]) -> list[int]:
+    """Take all out that stands in a list; something may be appended meanwhile."""
+    taken = noted[:]
+    del noted[: len(taken)]
+    return taken
 
 
 def _bounded(name: str, known: set[str]) -> str:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Protocol
 
-from helixnb._core.counts import BOUNDS_NS, Counts, Tally
+from helixnb._core.counts import Counts, Tally
 from helixnb._records import Decision, Job, Outcome, Status, Strategy, make_outcome
-
-WINDOW = 4_096
-"""How many latencies a strategy keeps for its quantiles, newest first out of the ring."""
 
 logger = logging.getLogger("helixnb")
 
@@ -195,35 +190,6 @@ class Entry:
         self.retry_after_s = None
 
 
-class LatencyWindow:
-    """The latest latencies of one strategy in nanoseconds, and the sum over all of them."""
-
-    __slots__ = ("count", "latest_ns", "sum_ns")
-
-    def __init__(self, size: int = WINDOW) -> None:
-        self.latest_ns = array("q", bytes(8 * size))
-        self.count = 0
-        self.sum_ns = 0
-
-    def record(self, latency_ns: int, times: int = 1) -> None:
-        """Keep a latency, of one job or of several; the oldest give way."""
-        latest_ns = self.latest_ns
-        size = len(latest_ns)
-        if times == 1:
-            latest_ns[self.count % size] = latency_ns
-            self.count += 1
-            self.sum_ns += latency_ns
-            return
-        for i in range(self.count, self.count + min(times, size)):
-            latest_ns[i % size] = latency_ns
-        self.count += times
-        self.sum_ns += latency_ns * times
-
-    def kept_ns(self) -> array[int]:
-        """Return the latencies kept, in no particular order."""
-        return self.latest_ns[: min(self.count, len(self.latest_ns))]
-
-
 class Ledger:
     """Every job is entered once and settled once; the counts follow from that.
 
@@ -251,7 +217,6 @@ class Ledger:
         self._observers: tuple[Observer, ...] = ()
         self.within_budget = 0
         self.decided = [0] * len(Strategy)
-        self.latency = [LatencyWindow() for _ in Strategy]
         self.on_idle: Callable[[], object] | None = None
         self.on_batch: Callable[[str, int], object] | None = None
 
@@ -259,15 +224,19 @@ class Ledger:
     def by_status(self) -> list[int]:
         """How many jobs ended in each way."""
         totals = [0] * len(Status)
-        for tally in list(self._tallies.values()):
+        for tally in self._folded():
             totals[tally.status.code] += tally.jobs
         return totals
+
+    def _folded(self) -> list[Tally]:
+        self.counts.fold()
+        return list(self._tallies.values())
 
     @property
     def routed(self) -> list[int]:
         """How many jobs ended on each strategy."""
         totals = [0] * len(Strategy)
-        for tally in list(self._tallies.values()):
+        for tally in self._folded():
             totals[tally.strategy.code] += tally.jobs
         return totals
 
@@ -275,7 +244,7 @@ class Ledger:
     def dropped_by_reason(self) -> dict[str, int]:
         """How many jobs were dropped, for each reason."""
         totals: Counter[str] = Counter()
-        for tally in list(self._tallies.values()):
+        for tally in self._folded():
             if tally.status is Status.DROPPED:
                 totals[tally.reason] += tally.jobs
         return dict(totals)
@@ -321,9 +290,7 @@ class Ledger:
             None,
             retry_after_s,
         )
-        self._count(
-            job.kind, strategy, Status.DROPPED, reason, 1, now_ns, latency_ns, None, outcome
-        )
+        self._count(job.kind, strategy, Status.DROPPED, reason, now_ns, latency_ns, None, outcome)
         return outcome
 
     def begin(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -380,9 +347,8 @@ class Ledger:
         self._in_flight.remove(entry)
         begun_ns = entry.begun_ns
         queue_ns = None if begun_ns is None else begun_ns - entry.arrived_ns
-        self._count(job.kind, strategy, status, reason, 1, now_ns, latency_ns, queue_ns, outcome)
+        self._count(job.kind, strategy, status, reason, now_ns, latency_ns, queue_ns, outcome)
         if status is Status.COMPLETED:
-            self.latency[strategy.code].record(latency_ns)
             self.within_budget += outcome.met_budget
         if entry.span is not None:
             entry.span.end(outcome, queue_ns)
@@ -429,13 +395,14 @@ class Ledger:
         if not rows.pending:
             self._rows.discard(rows)
         self.within_budget += within_budget
-        if status is Status.COMPLETED:
-            self.latency[strategy.code].record(latency_ns, jobs)
-        for queue_ns, some in queues:
-            self._count(kind, strategy, status, reason, some, now_ns, latency_ns, queue_ns)
-            jobs -= some
-        if jobs:
-            self._count(kind, strategy, status, reason, jobs, now_ns, latency_ns, None)
+        tally = self.counts.tally(kind, strategy, status, reason)
+        waited = list(queues)
+        never_began = jobs - sum(some for _, some in waited)
+        for queue_ns, some in [*waited, (None, never_began)]:
+            if some:
+                self.counts.add(tally, some, latency_ns, queue_ns)
+                for observe in self._observers:
+                    observe(tally, some, now_ns, latency_ns, queue_ns, None)
         self._check_idle()
 
     def _count(
@@ -444,26 +411,20 @@ class Ledger:
         strategy: Strategy,
         status: Status,
         reason: str,
-        jobs: int,
         now_ns: int,
         latency_ns: int,
         queue_ns: int | None,
-        outcome: Outcome | None = None,
+        outcome: Outcome,
     ) -> None:
-        """Count jobs that ended alike, and tell of them."""
+        """Count a job that has ended, and tell of it."""
         tally = self._tallies.get((kind, strategy.code, status.code, reason))
         if tally is None:
             tally = self.counts.tally(kind, strategy, status, reason)
-        # As `Histogram.record`, whose calls would double what this takes of a job.
-        histogram = tally.latency_ns
-        histogram.buckets[bisect_left(BOUNDS_NS, latency_ns)] += jobs
-        histogram.sum += latency_ns * jobs
+        tally.noted_latencies_ns.append(latency_ns)
         if queue_ns is not None:
-            histogram = tally.queue_ns
-            histogram.buckets[bisect_left(BOUNDS_NS, queue_ns)] += jobs
-            histogram.sum += queue_ns * jobs
+            tally.noted_queues_ns.append(queue_ns)
         for observe in self._observers:
-            observe(tally, jobs, now_ns, latency_ns, queue_ns, outcome)
+            observe(tally, 1, now_ns, latency_ns, queue_ns, outcome)
 
     def count_batch(self, kind: str, cause: str, jobs: int) -> None:
         """Count a kernel call made for a batch."""

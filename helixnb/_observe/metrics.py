@@ -187,6 +187,7 @@ Values = Mapping[tuple[str, ...], float | Distribution]
 def _jobs(counts: Iterable[Counts]) -> Values:
     jobs: Counter[tuple[str, ...]] = Counter()
     for each in counts:
+        each.fold()
         for tally in list(each.tallies.values()):  # its router may be adding some
             jobs[tally.strategy.value, tally.kind, tally.status.value, tally.reason] += tally.jobs
     return jobs
@@ -273,6 +274,7 @@ def _histograms(counts: Counts) -> dict[Metric, Values]:
         empty = Histogram(histogram.bounds)
         merged[metric].setdefault(attributes, empty).merge(histogram)
 
+    counts.fold()
     for tally in list(counts.tallies.values()):
         strategy = tally.strategy.value
         add(JOB_DURATION, (strategy, tally.kind, tally.status.value), tally.latency_ns)

@@ -63,14 +63,15 @@ class Pressure:
             self.resting = False
             self._news.set()
 
-    async def run_heartbeat(self) -> None:
-        """Measure the loop's lag. Never ends."""
+    async def run_heartbeat(self, beat: Callable[[], object]) -> None:
+        """Measure the loop's lag, and call `beat` as often. Never ends."""
         while True:
             await self._wait_for_use()
             while not self._rests():
                 self._due_ns = self._clock() + HEARTBEAT_NS
                 await anyio.sleep(HEARTBEAT_NS / 1e9)
                 self._late_ns = max(0, self._clock() - int(self._due_ns) - TIMER_NS)
+                beat()
             self._due_ns, self._late_ns = math.inf, 0
 
     async def run_sampler(self, heeds: Callable[[], bool]) -> None:

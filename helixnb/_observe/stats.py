@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from helixnb._core.lifecycle import LatencyWindow, Ledger
+from helixnb._core.counts import LatencyWindow
+from helixnb._core.lifecycle import Ledger
 from helixnb._records import Status, Strategy
 
 
@@ -153,7 +154,7 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
         strategy.value: StrategyStats(
             decided=ledger.decided[strategy.code],
             routed=routed[strategy.code],
-            latency=summarise(ledger.latency[strategy.code]),
+            latency=summarise(counts.windows[strategy.code]),
         )
         for strategy in Strategy
     }

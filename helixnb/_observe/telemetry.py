@@ -7,20 +7,22 @@ import os
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import (
     CallbackOptions,
-    Histogram,
     Meter,
     MeterProvider,
     Observation,
     get_meter,
 )
 
-from helixnb._core.counts import Counts, Tally
+from helixnb._core.counts import Counts, Measured
 from helixnb._observe.metrics import (
     BATCH_SIZE,
     JOB_DURATION,
@@ -31,14 +33,13 @@ from helixnb._observe.metrics import (
     Values,
     Vitals,
 )
-from helixnb._records import Outcome
 from helixnb._version import __version__
 
-WINDOW_NS = 50_000_000
-"""For how long it is settled which measurements are recorded."""
+RECORDS_PER_S = 1_000
+"""How many durations of jobs are recorded at most, in the long run."""
 
-WINDOW_RECORDS = 50
-"""About how many are recorded in that time: 1,000 a second."""
+MOST_AT_ONCE = 50
+"""How many at once: SDKs take the event loop 0.8 ms for that, and for the waits as much again."""
 
 NOWHERE = Context()
 """No span: what is current when a job ends is whatever was when its router was opened."""
@@ -46,48 +47,6 @@ NOWHERE = Context()
 _Known = TypeVar("_Known", Counts, Vitals)
 
 logger = logging.getLogger("helixnb")
-
-
-class Thinning:
-    """Says which measurements are recorded: all up to 1,000 a second, or else about so many.
-
-    OpenTelemetry's histograms can't be read by a callback, and an SDK takes about 8 us to record.
-    Which ones is left to chance: of jobs that come in turns, every second would be all of a kind.
-    """
-
-    __slots__ = ("_ends_ns", "_left", "_next", "_seen", "_stride")
-
-    def __init__(self) -> None:
-        self._stride = 1
-        self._seen = 0
-        self._next = 1
-        self._left = WINDOW_RECORDS
-        self._ends_ns = 0
-
-    def due(self, times: int, now_ns: int) -> int:
-        """Return how many of measurements that come now, all alike, shall be recorded."""
-        if now_ns >= self._ends_ns:
-            self._begin_window(now_ns)
-        self._seen += times
-        if self._seen < self._next:
-            return 0
-        records = 0
-        while self._seen >= self._next:
-            records += 1
-            self._left -= 1
-            if not self._left:  # far more come than in the window before
-                self._stride *= 2
-                self._left = WINDOW_RECORDS // 2
-            self._next += 1 + int(random.random() * (2 * self._stride - 1))  # noqa: S311
-        return records
-
-    def _begin_window(self, now_ns: int) -> None:
-        windows = max(1.0, (now_ns - self._ends_ns + WINDOW_NS) / WINDOW_NS)
-        self._stride = max(1, round(self._seen / windows / WINDOW_RECORDS))
-        self._next = min(self._next - self._seen, self._stride)
-        self._seen = 0
-        self._left = WINDOW_RECORDS
-        self._ends_ns = now_ns + WINDOW_NS
 
 
 class Instruments:
@@ -103,9 +62,15 @@ class Instruments:
             self._observe(meter, metric, read_counts, self._counts)
         for metric, read_vitals in READ_VITALS.items():
             self._observe(meter, metric, read_vitals, self._vitals)
-        self.job_duration = _histogram(meter, JOB_DURATION)
-        self.queue_duration = _histogram(meter, QUEUE_DURATION)
-        self.batch_size = _histogram(meter, BATCH_SIZE)
+        self.histograms = {
+            metric: meter.create_histogram(
+                metric.name,
+                metric.unit,
+                metric.description,
+                explicit_bucket_boundaries_advisory=metric.bounds,
+            )
+            for metric in (JOB_DURATION, QUEUE_DURATION, BATCH_SIZE)
+        }
 
     def forget(self) -> None:
         """Begin anew, without any router: as after a fork, whose routers are the parent's."""
@@ -151,15 +116,6 @@ class Instruments:
         create(metric.name, [observe], metric.unit, metric.description)
 
 
-def _histogram(meter: Meter, metric: Metric) -> Histogram:
-    return meter.create_histogram(
-        metric.name,
-        metric.unit,
-        metric.description,
-        explicit_bucket_boundaries_advisory=metric.bounds,
-    )
-
-
 _lock = threading.RLock()
 _instruments: dict[MeterProvider | None, Instruments] = {}
 
@@ -185,51 +141,75 @@ if hasattr(os, "register_at_fork"):
 
 
 class Telemetry:
-    """Tells OpenTelemetry of one router: counters and gauges when it asks, histograms as jobs end.
+    """Tells OpenTelemetry of one router: counters and gauges when it asks, histograms now and then.
 
-    Nothing that it raises reaches the router.
+    Its histograms have no callback, and an SDK takes about 8 us to record a value. So of more than
+    1,000 a second only so many are recorded, by chance: of jobs that come in turns, every second
+    one would be all of a kind. Nothing that an SDK raises reaches the router.
     """
 
     def __init__(self, vitals: Vitals, provider: MeterProvider | None) -> None:
         self._instruments = instruments = _instruments_of(provider)
         instruments.add(vitals)
+        self._counts = vitals.counts
+        self._latencies = vitals.counts.latencies = deque[Measured]()
+        self._queues = vitals.counts.queues = deque[Measured]()
+        self._batches: list[tuple[str, int]] = []
         self._clock = vitals.clock
-        self._jobs, self._batches = Thinning(), Thinning()
+        self._told_ns = self._clock()
+        self._allowance = float(MOST_AT_ONCE)
         self._failed = False
 
-    def note_jobs(
-        self,
-        tally: Tally,
-        jobs: int,
-        now_ns: int,
-        latency_ns: int,
-        queue_ns: int | None,
-        outcome: Outcome | None,  # noqa: ARG002  # as declared
-    ) -> None:
-        """Record how long jobs took."""
-        due = self._jobs.due(jobs, now_ns)
-        if not due:
-            return
-        where = {"strategy": tally.strategy.value, "kind": tally.kind}
-        try:
-            for _ in range(due):
-                if queue_ns is not None:
-                    self._instruments.queue_duration.record(queue_ns / 1e9, where, NOWHERE)
-                self._instruments.job_duration.record(
-                    latency_ns / 1e9, {**where, "outcome": tally.status.value}, NOWHERE
-                )
-        except Exception as error:
-            self._warn(error)
-
     def note_batch(self, kind: str, jobs: int) -> None:
-        """Record how many jobs were in a batch."""
-        try:
-            for _ in range(self._batches.due(1, self._clock())):
-                self._instruments.batch_size.record(jobs, {"kind": kind}, NOWHERE)
-        except Exception as error:
-            self._warn(error)
+        """Note how many jobs were in a batch."""
+        self._batches.append((kind, jobs))
 
-    def _warn(self, error: Exception) -> None:
-        if not self._failed:
-            self._failed = True
-            logger.warning("a measurement wasn't recorded; further ones aren't logged: %r", error)
+    def tell(self) -> None:
+        """Record what was measured since the last call, or some of it."""
+        now_ns = self._clock()
+        earned = (now_ns - self._told_ns) / 1e9 * RECORDS_PER_S
+        self._told_ns = now_ns
+        self._allowance = min(self._allowance + earned, MOST_AT_ONCE)
+        most = int(self._allowance)
+        self._counts.fold()
+        try:
+            recorded = self._tell_durations(self._latencies, JOB_DURATION, most)
+            self._tell_durations(self._queues, QUEUE_DURATION, most)
+            self._tell_batches(most)
+        except Exception as error:
+            recorded = most
+            if not self._failed:
+                self._failed = True
+                logger.warning(
+                    "a measurement wasn't recorded; further ones aren't logged: %r", error
+                )
+        self._allowance -= recorded
+
+    def _tell_durations(self, measured: deque[Measured], metric: Metric, most: int) -> int:
+        """Record some of the durations, up to so many; returns how many."""
+        blocks = [measured.popleft() for _ in range(len(measured))]
+        ends = list(accumulate(len(each.values_ns) * each.times for each in blocks))
+        if not ends:
+            return 0
+        chosen = _chosen(ends[-1], most)
+        histogram = self._instruments.histograms[metric]
+        for i in chosen:
+            at = bisect_right(ends, i)
+            tally, values_ns, times = blocks[at]
+            value_ns = values_ns[(i - (ends[at - 1] if at else 0)) // times]
+            attributes = {"strategy": tally.strategy.value, "kind": tally.kind}
+            if metric is JOB_DURATION:
+                attributes["outcome"] = tally.status.value
+            histogram.record(value_ns / 1e9, attributes, NOWHERE)
+        return len(chosen)
+
+    def _tell_batches(self, most: int) -> None:
+        batches, self._batches = self._batches, []
+        for i in _chosen(len(batches), most):
+            kind, jobs = batches[i]
+            self._instruments.histograms[BATCH_SIZE].record(jobs, {"kind": kind}, NOWHERE)
+
+
+def _chosen(values: int, most: int) -> Sequence[int]:
+    """Return which of some values to record: all, or as many as there may be."""
+    return range(values) if values <= most else random.sample(range(values), most)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helixnb import Status, Strategy
-from helixnb._core.counts import BOUNDS_JOBS, BOUNDS_NS, MOST, OTHER, Counts, Histogram
+from helixnb._core.counts import (
+    BOUNDS_JOBS,
+    BOUNDS_NS,
+    MOST,
+    OTHER,
+    Counts,
+    Histogram,
+    LatencyWindow,
+)
 
 
 def test_a_value_on_a_bound_belongs_below_it() -> None:
@@ -63,3 +73,62 @@ def test_merged_counts_stay_bounded_and_lose_nothing() -> None:
     assert sum(each.latency_ns.count for each in one.tallies.values()) == 4 * MOST
     assert sum(each.sum for each in one.releases.values()) == 4 * MOST
     assert (one.shadow_compared, one.shadow_disagreements) == (5, 3)
+
+
+@given(st.integers(1, 9), st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=9))
+def test_a_window_keeps_the_latest(size: int, blocks: list[list[int]]) -> None:
+    """However they come; count and sum go on over all."""
+    one_by_one, by_blocks = LatencyWindow(size), LatencyWindow(size)
+    for block in blocks:
+        by_blocks.extend(block)
+        for latency in block:
+            one_by_one.record(latency)
+    everything = [latency for block in blocks for latency in block]
+    for window in (one_by_one, by_blocks):
+        assert sorted(window.kept_ns()) == sorted(everything[-size:])
+        assert (window.count, window.sum_ns) == (len(everything), sum(everything))
+
+
+def test_a_window_of_alike_latencies() -> None:
+    window = LatencyWindow(3)
+    window.record(7, 2)
+    window.record(8, 2)
+    assert sorted(window.kept_ns()) == [7, 8, 8]
+    window.record(9, 100)
+    assert sorted(window.kept_ns()) == [9, 9, 9]
+    assert (window.count, window.sum_ns) == (104, 2 * 7 + 2 * 8 + 900)
+
+
+@given(st.lists(st.integers(0, 2 * 10**10), max_size=100))
+def test_many_values_are_counted_as_each_would_be(values: list[int]) -> None:
+    one_by_one, together = Histogram(BOUNDS_NS), Histogram(BOUNDS_NS)
+    for value in values:
+        one_by_one.record(value)
+    together.extend(values)
+    assert (together.buckets, together.sum) == (one_by_one.buckets, one_by_one.sum)
+
+
+def test_what_is_noted_is_folded_in_once() -> None:
+    """By whoever comes first, while the router goes on to note."""
+    counts = Counts()
+    tally = counts.tally("HashMix", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
+    noted = 50_000
+
+    def note() -> None:
+        for i in range(noted):
+            tally.noted_latencies_ns.append(i)
+            tally.noted_queues_ns.append(i)
+
+    noting = threading.Thread(target=note)
+    noting.start()
+    while noting.is_alive():
+        folding = [threading.Thread(target=counts.fold) for _ in range(3)]
+        for thread in folding:
+            thread.start()
+        for thread in folding:
+            thread.join()
+    counts.fold()
+    assert tally.jobs == tally.queue_ns.count == noted
+    assert tally.latency_ns.sum == noted * (noted - 1) // 2
+    window = counts.windows[Strategy.INLINE.code]
+    assert (window.count, len(window.kept_ns())) == (noted, 4_096)

@@ -9,7 +9,7 @@ import pytest
 from support import job
 
 from helixnb import Decision, JobCancelled, JobDropped, Status, Strategy
-from helixnb._core.lifecycle import Entry, LatencyWindow, Ledger
+from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 
 
@@ -54,7 +54,8 @@ def test_a_completed_job(ledger: Ledger, clock: Clock) -> None:
     assert isinstance(entry.done, anyio.Event)
     assert entry.done.is_set()
     assert (ledger.submitted, ledger.in_flight, ledger.within_budget) == (1, 0, 1)
-    assert ledger.latency[Strategy.CPU_POOL.code].kept_ns().tolist() == [1_500_000]
+    ledger.counts.fold()
+    assert ledger.counts.windows[Strategy.CPU_POOL.code].kept_ns().tolist() == [1_500_000]
 
 
 def test_the_first_settlement_wins(ledger: Ledger) -> None:
@@ -135,12 +136,3 @@ def test_a_failure_that_nobody_waits_for_is_logged(
         ledger.settle(entry, Status.FAILED, error=ZeroDivisionError("lost"))
     assert "job 7 of kind HashMix failed, and nobody waits for it" in caplog.text
     assert "ZeroDivisionError: lost" in caplog.text
-
-
-def test_a_latency_window_keeps_the_latest() -> None:
-    """The window forgets the oldest; count and sum go on over all."""
-    window = LatencyWindow(size=3)
-    for latency in (1, 2, 3, 4):
-        window.record(latency)
-    assert sorted(window.kept_ns()) == [2, 3, 4]
-    assert (window.count, window.sum_ns) == (4, 10)

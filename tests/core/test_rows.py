@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from helixnb import Status, Strategy
-from helixnb._core.lifecycle import WINDOW, LatencyWindow, Ledger
+from helixnb._core.counts import WINDOW, LatencyWindow
+from helixnb._core.lifecycle import Ledger
 from helixnb._core.rows import Rows
 
 
@@ -55,7 +56,7 @@ def test_the_first_settlement_wins() -> None:
     assert books.ended == [1, 0, 1, 2]
     assert list(books.rows.errors) == [3]
     assert (books.ledger.in_flight, books.settled) == (0, 1)
-    assert books.ledger.latency[Strategy.BATCH.code].kept_ns().tolist() == [5_000_000]
+    assert books.ledger.counts.windows[Strategy.BATCH.code].kept_ns().tolist() == [5_000_000]
 
 
 def test_a_budget_is_met_or_missed_row_by_row() -> None:

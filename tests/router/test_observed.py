@@ -11,7 +11,7 @@ import pytest
 from support import Always, Gate, check_balanced, job, router
 
 from helixnb import Router, RouterConfig, StaticPolicy, Strategy
-from helixnb._core.lifecycle import LatencyWindow
+from helixnb._core.counts import LatencyWindow
 from helixnb._observe.stats import summarise
 
 pytestmark = pytest.mark.anyio
