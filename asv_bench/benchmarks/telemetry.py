@@ -39,8 +39,8 @@ async def seconds(variant: str, strategy: str, jobs: int, given: dict[str, Any])
     work = [Job(id=i, kind="HashMix", inputs=INPUTS, compute_cost=640) for i in range(jobs)]
     async with Router(config, policy=Fixed(Strategy(strategy)), **given) as router:
         if variant == "removed":
-            router._ledger._observers = ()  # noqa: SLF001
-            router._ledger.on_batch = None  # noqa: SLF001
+            counts = router._ledger.counts  # noqa: SLF001
+            counts.latencies = counts.queues = router._ledger.on_batch = None  # noqa: SLF001
         gc.collect()
         began = time.perf_counter()
         async with anyio.create_task_group() as tasks:

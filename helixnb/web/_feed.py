@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from helixnb._observe.watch import JobRecord
 from helixnb._router import Router
 
-TICK_S = 0.25
+TICK_S = 0.5
 """How often an event is sent, if there is news."""
 
 NEWEST = 50
