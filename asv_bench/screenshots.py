@@ -1,106 +1,107 @@
-"""Photograph the live page over a router under a load that shows something of everything."""
+"""Write the pictures of the live page: a router under a load that has some of everything.
+
+``python screenshots.py [directory]``, by default docs/images; takes about a minute, and the
+Chromium that the system has.
+"""
 
 from __future__ import annotations
 
-import argparse
-import functools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import itertools
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import anyio
 import uvicorn
-from playwright.async_api import Browser, ViewportSize, async_playwright
+from playwright.async_api import Browser, Page, async_playwright
 
 from helixnb import Router
 from helixnb.web import create_app
 from helixnb.workload import (
-    asian_call,
+    HEAVY_KERNELS,
     bursty,
     calibrate,
     heavy_mix,
     light_mix,
     open_loop,
+    poisson,
 )
 from helixnb_kernels import BUILT_IN
 
-SHOTS: dict[str, tuple[ViewportSize, Literal["light", "dark"]]] = {
-    "page-light": ({"width": 1280, "height": 1000}, "light"),
-    "page-dark": ({"width": 1280, "height": 1000}, "dark"),
-    "page-phone": ({"width": 390, "height": 1500}, "light"),
+HISTORY_S = 63.0
+"""How long the page looks on: four bursts, and half of a fifth one."""
+
+LIGHT_RATE, HEAVY_RATE, CALL_RATE = 700.0, 150.0, 20.0
+"""Jobs a second; those of the heavy mix come in bursts, of three times as many."""
+
+BURST_PERIOD_S = 15.0
+SIZES = {
+    "light": {"viewport": {"width": 1280, "height": 1000}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 1000}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 1500}, "color_scheme": "light"},
 }
-"""How large the window is, and what the user prefers."""
-
-LIGHT, HEAVY = 400, 60
-"""Jobs a second of each mix: the heavy one comes in bursts of four times as many."""
 
 
-async def load(router: Router, seconds: float) -> None:
-    """Let both mixes come."""
-    heavy = heavy_mix(int(HEAVY * seconds), 1, calibrate())
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(
-            functools.partial(
-                open_loop, router, light_mix(int(LIGHT * seconds), 1), rate=LIGHT, seed=1
-            )
-        )
-        tasks.start_soon(
-            functools.partial(open_loop, router, heavy, arrivals=bursty(HEAVY, 1, period_s=15.0))
+async def call_loop(router: Router) -> None:
+    """Route a callable now and then, one after the other; every twentieth one fails."""
+    for number in itertools.count():
+        await anyio.sleep(1 / CALL_RATE)
+        await router.run(
+            partial(divmod, 1, number % 20) if number % 4 == 0 else partial(time.sleep, 0.004),
+            compute_cost=20_000,
+            latency_budget_ms=30,
+            kind="thumbnail",
         )
 
 
-@asynccontextmanager
-async def served(router: Router, port: int) -> AsyncIterator[str]:
-    """Serve a router's page; yields its address."""
-    config = uvicorn.Config(create_app(router), port=port, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve)
-        while not server.started:  # noqa: ASYNC110  # it sets no event
-            await anyio.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/"
-        server.should_exit = server.force_exit = True
+async def open_page(browser: Browser, address: str, options: dict[str, Any]) -> Page:
+    """Open the page in a window of its own."""
+    page = await browser.new_page(**options)
+    await page.goto(address)
+    return page
 
 
-async def photograph(browser: Browser, url: str, seconds: float, directory: Path) -> None:
-    """Let the page gather history, and save how it looks."""
-    page = await browser.new_page()
-    await page.goto(url)
-    await anyio.sleep(seconds)
-    for name, (size, scheme) in SHOTS.items():
-        await page.set_viewport_size(size)
-        await page.emulate_media(color_scheme=scheme)
-        await anyio.sleep(2)
-        await page.screenshot(path=directory / f"{name}.png")
-
-
-async def run(options: argparse.Namespace) -> None:
-    """Do all of it."""
+async def main(directory: Path) -> None:
+    """Serve the page, load the router, and take the pictures."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.exit("there is no chromium on the path")
+    kernels = {each.name: each for each in (*BUILT_IN, *HEAVY_KERNELS)}.values()
+    seconds = 2 * HISTORY_S
+    light = light_mix(round(LIGHT_RATE * seconds), 1)
+    heavy = heavy_mix(round(HEAVY_RATE * seconds), 2, calibrate())
+    light_due: Iterable[float] = poisson(LIGHT_RATE, 3)
+    heavy_due: Iterable[float] = bursty(HEAVY_RATE, 4, peak=3.0, period_s=BURST_PERIOD_S)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     async with (
-        Router(kernels=(*BUILT_IN, asian_call)) as router,
-        served(router, options.port) as url,
+        Router(kernels=kernels) as router,
         async_playwright() as playwright,
         anyio.create_task_group() as tasks,
     ):
-        browser = await playwright.chromium.launch(
-            executable_path=options.chromium, args=["--no-sandbox"]
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(router), log_level="error", lifespan="off")
         )
-        tasks.start_soon(load, router, options.seconds + 60)
-        await photograph(browser, url, options.seconds, options.directory)
+        tasks.start_soon(server.serve, [listener])
+        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        pages = {
+            name: await open_page(browser, address, options) for name, options in SIZES.items()
+        }
+        tasks.start_soon(partial(open_loop, router, light, arrivals=light_due))
+        tasks.start_soon(partial(open_loop, router, heavy, arrivals=heavy_due))
+        tasks.start_soon(call_loop, router)
+        await anyio.sleep(HISTORY_S)
+        for name, page in pages.items():
+            await page.screenshot(path=directory / f"page-{name}.png")
         await browser.close()
         tasks.cancel_scope.cancel()
 
 
-def main() -> None:
-    """Read the options, and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=100, help="of history (%(default)g)")
-    parser.add_argument("--directory", type=Path, default=Path("../docs/images"))
-    parser.add_argument("--chromium", default="/usr/bin/chromium", help="(%(default)s)")
-    parser.add_argument("--port", type=int, default=8765, help="(%(default)s)")
-    anyio.run(run, parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    arguments = sys.argv[1:] or [str(Path(__file__).parents[1] / "docs" / "images")]
+    anyio.run(main, Path(arguments[0]))

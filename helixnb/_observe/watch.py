@@ -89,22 +89,16 @@ class Watch:
         self.seen = number + 1
         # A record is made of it if somebody asks. An outcome isn't kept: its value may be large.
         if outcome is None:
-            told = (number, now_ns, None, tally, None, jobs, latency_ns, queue_ns, None)
-            self._latest.append(told)
-        else:
-            self._latest.append(
-                (
-                    number,
-                    now_ns,
-                    outcome.job_id,
-                    tally,
-                    outcome.decided,
-                    jobs,
-                    latency_ns,
-                    queue_ns,
-                    outcome.latency_budget_ms,
-                )
+            known: tuple[Any, ...] = (tally.kind, None, tally.reason, None, None)
+        else:  # whose kind and reason are counted as others if there are too many
+            known = (
+                outcome.kind,
+                outcome.decided,
+                outcome.reason,
+                outcome.job_id,
+                outcome.latency_budget_ms,
             )
+        self._latest.append((number, now_ns, known, tally, jobs, latency_ns, queue_ns))
 
     def latest(self, since: int = 0) -> list[JobRecord]:
         """Return what is kept, from record number `since` on, oldest first.
@@ -117,25 +111,24 @@ class Watch:
 def _record_of(
     number: int,
     at_ns: int,
-    job_id: int | None,
+    known: tuple[Any, ...],
     tally: Tally,
-    decided: Strategy | None,
     jobs: int,
     latency_ns: int,
     queue_ns: int | None,
-    latency_budget_ms: float | None,
 ) -> JobRecord:
+    kind, decided, reason, job_id, budget_ms = known
     return JobRecord(
         number,
         at_ns,
         job_id,
-        tally.kind,
+        kind,
         decided,
         tally.strategy,
         tally.status,
-        tally.reason,
+        reason,
         jobs,
         latency_ns / 1e6,
         None if queue_ns is None else queue_ns / 1e6,
-        latency_budget_ms,
+        budget_ms,
     )

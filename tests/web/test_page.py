@@ -1,411 +1,595 @@
-"""The live page in a browser, over a router that runs."""
+"""The live page in a browser, against live routers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import threading
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
 import pytest
 import uvicorn
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from support import LARGE, PICKY, job, submit_all
+from support import Always, job
 
-from helixnb import Router, RouterConfig, StaticPolicy, Strategy
+from helixnb import (
+    Decision,
+    Estimate,
+    Job,
+    Load,
+    Router,
+    RouterConfig,
+    StaticPolicy,
+    Strategy,
+)
 from helixnb.web import create_app
-from helixnb_kernels import BUILT_IN, Kernel
+from helixnb.workload import HEAVY_KERNELS, calibrate, heavy_mix, light_mix, open_loop
+from helixnb_kernels import BUILT_IN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = "<img src=x onerror='window.hacked = 1'><b>bold</b>"
+LONG = "a.module." + "long_name_" * 30
+NONE = "\N{EN DASH}"
+UNITS = {"µs": 1e-3, "ms": 1.0, "s": 1e3}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None and "HELIXNB_TEST_BROWSER" not in os.environ,
-        reason="Chromium isn't installed (HELIXNB_TEST_BROWSER makes that an error)",
-    ),
-]
+pytestmark = pytest.mark.slow
 
-HOSTILE = "<img src=x onerror=\"document.title='hurt'\">"
-PATIENCE_MS = 20_000
+expect.set_options(timeout=20_000)
 
 
-class Live:
-    """A router with its page, in an event loop of a thread."""
-
-    def __init__(self, stack: ExitStack, **given: Any) -> None:
-        self._stack = stack
-        self.portal = stack.enter_context(start_blocking_portal())
-        self.router = Router(
-            RouterConfig(cpu_parallelism=2, heed_other_cpu_use=False),
-            kernels=(*BUILT_IN, PICKY, Kernel(name=HOSTILE, solo=lambda *_: 1)),
-            policy=StaticPolicy(),
-            shadow=StaticPolicy(),
-        )
-        stack.enter_context(self.portal.wrap_async_context_manager(self.router))
-        self.app: Any = create_app(self.router, **given)
-        self.port = 0
-        self.serve()
-
-    def serve(self) -> None:
-        """Serve the page, at the port that it had."""
-        config = uvicorn.Config(self.app, port=self.port, log_level="warning", lifespan="off")
-        self.server = uvicorn.Server(config)
-        sock = config.bind_socket()
-        self.port = sock.getsockname()[1]
-        self._stack.enter_context(closing(sock))
-        self.serving = self.portal.start_task_soon(self.server.serve, [sock])
-        self._stack.callback(self.stop)
-
-    def stop(self) -> None:
-        """Stop serving it; the router goes on."""
-        self.server.should_exit = self.server.force_exit = True
-        self.serving.result(10)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the event loop."""
-        return self.portal.call(function, *args)
-
-    def load(self) -> None:
-        """Let some jobs of every strategy and outcome come, and end."""
-
-        async def run() -> None:
-            await submit_all(self.router, [job(i, compute_cost=100) for i in range(50)])
-            for i in range(10):
-                await self.router.submit(job(i, compute_cost=40_000))
-            many = [job(i, "Picky", compute_cost=LARGE) for i in range(40)]
-            await submit_all(self.router, many)
-            await self.router.submit(job(2**64 - 1, HOSTILE, latency_budget_ms=0.0))
-            await self.router.submit_many([job(i, compute_cost=LARGE) for i in range(1_000)])
-
-        self.run(run)
+# -- A browser, and what it may not do ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("HELIXNB_TEST_BROWSER"):
+            pytest.fail("HELIXNB_TEST_BROWSER is set, and there is no chromium on the path")
+        pytest.skip("there is no chromium on the path")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-@pytest.fixture
-def live() -> Iterator[Live]:
-    with ExitStack() as stack:
-        yield Live(stack)
+@dataclass
+class Tab:
+    """A page, and what went on in it."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def check(self, address: str) -> None:
+        """Check that it asked for nothing outside `address`, and that nothing went wrong."""
+        assert self.requests
+        assert [url for url in self.requests if not url.startswith(address)] == []
+        assert self.faults == []
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """Give a page on which nothing may go wrong, and which asks nobody else."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: asked.add(request.url.split("/")[2]))
-    asked: set[str] = set()
-    yield page
-    context.close()
-    expected = ("net::ERR_", "status of 422")  # where the server was stopped, and of wrong settings
-    assert [fault for fault in faults if not any(each in fault for each in expected)] == []
-    assert len(asked) == 1
+def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
+    """Open pages in contexts of their own: ``open_tab(address, **options)``."""
+    contexts = []
+
+    def open_tab(address: str, **options: Any) -> Tab:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        tab = Tab(context.new_page())
+        tab.page.on("request", lambda request: tab.requests.append(request.url))
+        tab.page.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.page.on(  # where violations of the content security policy are reported too
+            "console",
+            lambda message: (
+                tab.faults.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
+        tab.page.goto(address)
+        return tab
+
+    yield open_tab
+    for context in contexts:
+        context.close()
 
 
-def numbers(page: Page) -> dict[str, Any]:
-    """Return all numbers of the page, by their names in the stats, exactly as they came."""
-    found: dict[str, Any] = {}
-    for element in page.locator("[data-stat]").all():
-        name = element.get_attribute("data-stat")
-        value = json.loads(element.get_attribute("data-value") or "")
-        assert found.setdefault(name or "", value) == value
+# -- A server ------------------------------------------------------------------------------------
+
+
+class Site:
+    """Serves an application in another thread; can be stopped, and started at the same port."""
+
+    def __init__(self, portal: BlockingPortal, app: Any) -> None:
+        self._portal = portal
+        self._app = app
+        self.port = 0
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        listener.listen()
+        config = uvicorn.Config(
+            self._app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=0
+        )
+        self._server = uvicorn.Server(config)
+        self._served: Future[None] = self._portal.start_task_soon(self._server.serve, [listener])
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._served.result(20)
+
+
+@contextmanager
+def serving(app: Any, *routers: Router) -> Iterator[tuple[Site, BlockingPortal]]:
+    """Open routers and serve an application, on one event loop of another thread."""
+    with start_blocking_portal("asyncio") as portal:
+        contexts = [portal.wrap_async_context_manager(router) for router in routers]
+        for context in contexts:
+            context.__enter__()
+        site = Site(portal, app)
+        try:
+            yield site, portal
+        finally:
+            site.stop()
+            for context in contexts:
+                context.__exit__(None, None, None)
+
+
+def bare(policy: Any = None) -> Router:
+    """Make a router without kernels, for callables."""
+    config = RouterConfig(cpu_parallelism=2, hop_us=50.0, drain_timeout_s=5.0)
+    return Router(config, kernels=(), policy=policy or Always(Strategy.SPAWN))
+
+
+def run(portal: BlockingPortal, router: Router, *kinds: str, **options: Any) -> None:
+    """Run jobs that do nothing, one after the other."""
+
+    async def run() -> None:
+        for kind in kinds:
+            await router.run(int, compute_cost=1, kind=kind, **options)
+
+    portal.call(run)
+
+
+def wait_for_reader(page: Page, router: Router, *, there: bool = True) -> None:
+    """Wait until the page follows the router's decisions: it isn't told of those before."""
+    until = time.monotonic() + 20
+    while bool(router._ledger._observers) != there:
+        assert time.monotonic() < until
+        page.wait_for_timeout(20)
+
+
+class Hostile:
+    """A policy with a reason that is HTML, and drops every other job."""
+
+    def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Estimate) -> Decision:
+        return Decision(Strategy.DROP if job.id % 2 else Strategy.INLINE, HOSTILE)
+
+
+# -- Reading the page ----------------------------------------------------------------------------
+
+
+def state(page: Page) -> Any:
+    return page.locator("#state")
+
+
+def stat(page: Page, name: str) -> Any:
+    return page.locator(f"[data-stat={name}]")
+
+
+def rows(page: Page) -> list[list[str]]:
+    """Return the texts of the latest decisions' cells, newest first."""
+    read = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+    found: list[list[str]] = page.locator("#decisions tr").evaluate_all(read)
     return found
 
 
-def looked_up(stats: dict[str, Any], name: str) -> Any:
-    value: Any = stats
-    for part in name.split("."):
-        value = value[part]
-    return value
+READ_STATS = """() => ({
+    time: document.body.dataset.timeS,
+    rate: document.querySelector("[data-derived=rate]").textContent,
+    size: document.querySelector("[data-derived=batch_size]").textContent,
+    legend: [...document.querySelectorAll("#legend li")].map(
+        (item) => [item.dataset.strategy, item.querySelector("b").textContent]),
+    stats: [...document.querySelectorAll("[data-stat]")].map(
+        ({dataset, textContent}) => ({...dataset, text: textContent})),
+})"""
 
 
-def test_the_numbers_are_those_of_the_stats(live: Live, page: Page) -> None:
-    """All of them, while nothing moves; and what stands there is what they are."""
-    page.goto(live.url)
-    live.load()
-    submitted = f"{live.router.stats().submitted:,}"
-    expect(page.locator("[data-stat=submitted]")).to_have_text(submitted)
-    expect(page.locator("[data-stat=in_flight]")).to_have_text("0")
-    with page.expect_response("**/api/stats") as caught:
-        pass
-    stats = caught.value.json()
-    page.wait_for_function("at => samples.at(-1).at_s >= at", arg=stats["time_s"])
-    shown = numbers(page)
-    assert len(shown) > 30
-    moving = {"loop_lag_ms", "cpu_left"}
-    for name, value in shown.items():
-        if name not in moving:
-            assert value == looked_up(stats, name), name
-    for name in ("completed", "failed", "dropped", "batches", "by_strategy.inline.latency.count"):
-        text = page.locator(f"[data-stat='{name}']").first.inner_text()
-        assert int(text.replace(",", "")) == looked_up(stats, name)
-        assert looked_up(stats, name) > 0
-    for strategy, each in stats["by_strategy"].items():
-        if strategy != "drop" and each["latency"]["p95_ms"] is not None:
-            cell = page.locator(f"[data-stat='by_strategy.{strategy}.latency.p95_ms']")
-            number, unit = cell.inner_text().replace(",", "").split()
-            shown_ms = float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-            assert shown_ms == pytest.approx(each["latency"]["p95_ms"], rel=5e-3)
-    reasons = {
-        element.get_attribute("data-reason"): int(element.inner_text().replace(",", ""))
-        for element in page.locator("[data-reason]").all()
-    }
-    assert reasons == stats["dropped_by_reason"]
+def leaves(part: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return all numbers and strings of a nested dict, by where they stand."""
+    if not isinstance(part, dict):
+        return {path: part}
+    found: dict[tuple[str, ...], Any] = {}
+    for name, each in part.items():
+        found |= leaves(each, (*path, name))
+    return found
 
 
-def test_rates_and_the_chart_follow_the_load(live: Live, page: Page) -> None:
-    page.goto(live.url)
-    page.wait_for_function("() => samples.length >= 2")
-    assert page.locator("[data-rate=inline]").inner_text() == "0"
-    live.run(submit_all, live.router, [job(i, compute_cost=100) for i in range(200)])
-    page.wait_for_function("() => samples.at(-1).routed[0] === 200")
-    page.wait_for_function("() => samples.at(-1).routed[0] === samples.at(-2).routed[0]")
-    counted = page.evaluate(
-        "samples.slice(1).reduce((sum, s, i) =>"
-        " sum + ratesAt(i + 1)[0] * (s.at_s - samples[i].at_s), 0)"
-    )
-    assert counted == pytest.approx(200)
-    assert page.locator("#chart path").count() == len(Strategy)
-    colours = page.locator("#chart path").evaluate_all(
-        "paths => paths.map(path => getComputedStyle(path).fill)"
-    )
-    keys = page.locator("#legend .key").evaluate_all(
-        "keys => keys.map(key => getComputedStyle(key).backgroundColor)"
-    )
-    assert colours == keys
-    assert len(set(colours)) == len(Strategy)
-
-
-def test_a_router_that_was_started_anew(live: Live, page: Page) -> None:
-    """Counters that have gone back are no negative rates."""
-    page.goto(live.url)
-    page.wait_for_function("() => samples.length >= 1")
-    page.evaluate(
-        "samples = [{at_s: samples[0].at_s - 1, routed: [9, 9, 9, 9, 9]}]",
-    )
-    page.wait_for_function("() => samples.length >= 2")
-    assert page.evaluate("samples.every((s, i) => (ratesAt(i) ?? [0]).every(rate => rate >= 0))")
-
-
-def test_the_latest_decisions(live: Live, page: Page) -> None:
-    """With what the user's own code has named shown as text, whatever it says."""
-    page.goto(live.url)
-    expect(page.locator("#shown")).to_have_text("no jobs yet")
-    while not live.router._ledger._observers:  # until it follows
-        page.wait_for_timeout(20)
-    live.load()
-    newest = page.locator("#records tr").first
-    expect(newest).to_contain_text("in_columns")
-    expect(newest).to_contain_text("jobs")
-    live.run(live.router.submit, job(2**64 - 1, HOSTILE, latency_budget_ms=500.0))
-    cells = page.locator("#records tr").first.locator("td")
-    expect(cells.nth(1)).to_have_text(str(2**64 - 1))
-    expect(cells.nth(2)).to_have_text(HOSTILE)
-    expect(cells.nth(5)).to_have_text("completed")
-    expect(cells.nth(7)).to_have_text("500 ms")
-    assert page.locator("#records img").count() == 0
-    assert page.title() == "helixnb"
-    assert page.locator("#records tr").count() <= 30
-    page.locator("#pause").click()
-    live.run(live.router.submit, job(7, compute_cost=100))
-    page.wait_for_function("() => records[0].job_id === '7'")
-    expect(cells.nth(1)).to_have_text(str(2**64 - 1))
-    page.locator("#pause").click()
-    live.run(live.router.submit, job(8, compute_cost=100))
-    expect(cells.nth(1)).to_have_text("8")
-
-
-def test_records_that_came_too_fast_are_counted(live: Live, page: Page) -> None:
-    page.goto(live.url)
-    while not live.router._ledger._observers:
-        page.wait_for_timeout(20)
-    live.run(live.router.submit, job(1, compute_cost=100))
-    expect(page.locator("#shown")).to_have_text("the latest 1")
-    live.run(submit_all, live.router, [job(i, compute_cost=100) for i in range(500)])
-    page.wait_for_function("() => received > 1")
-    page.wait_for_function(
-        """() => {
-            const missed = byId("shown").textContent.match(/([\\d,]+) more/);
-            return missed && Number(missed[1].replace(",", "")) + received === 501;
-        }"""
-    )
-
-
-def test_a_connection_that_is_lost_and_comes_back(live: Live, page: Page) -> None:
-    page.goto(live.url)
-    state = page.locator("#state")
-    expect(state).to_have_text("open")
-    live.load()
-    live.stop()
-    expect(state).to_contain_text("no answer since")
-    expect(page.locator("body")).to_have_class("stale")
-    live.serve()
-    expect(state).to_have_text("open")
-    expect(page.locator("body")).not_to_have_class("stale")
-    expect(page.locator("[data-stat=failed]")).to_have_text(str(live.router.stats().failed))
-
-
-def test_a_router_that_closes(live: Live, page: Page) -> None:
-    page.goto(live.url)
-    expect(page.locator("#state")).to_have_text("open")
-    live.run(live.router.close)
-    expect(page.locator("#state")).to_have_text("closed")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_that_can_be_read(live: Live, page: Page, scheme: Any) -> None:
-    """Text has at least the contrast that WCAG 2.1 asks for (1.4.3: 4.5 to 1)."""
-    page.emulate_media(color_scheme=scheme)
-    page.goto(live.url)
-    expect(page.locator("#state")).to_have_text("open")
-    contrasts = page.evaluate(
-        """() => {
-            const channels = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
-            const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-            const luminance = (colour) => {
-                const [r, g, b] = channels(colour).map(linear);
-                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-            };
-            const back = (element) => {
-                for (let e = element; e; e = e.parentElement) {
-                    const colour = getComputedStyle(e).backgroundColor;
-                    if (!/, 0\\)$/.test(colour)) return colour;
-                }
-            };
-            return [...document.querySelectorAll("h1, h2, h3, dt, dd, p, th, td, summary, button")]
-                .filter((e) => e.checkVisibility())
-                .map((e) => {
-                    const pair = [luminance(getComputedStyle(e).color), luminance(back(e))].sort();
-                    return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), e.textContent];
-                });
-        }"""
-    )
-    assert len(contrasts) > 40
-    assert [text for contrast, text in contrasts if contrast < 4.5] == []
-    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert dark == (scheme == "dark")
-    assert (sum(map(int, back[4:-1].split(","))) < 200) == dark
-
-
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_nothing_is_wider_than_the_window(live: Live, page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 844})
-    page.goto(live.url)
-    page.locator("summary").click()
-    while not live.router._ledger._observers:
-        page.wait_for_timeout(20)
-    live.load()
-    live.run(live.router.submit, job(2**64 - 1, HOSTILE, latency_budget_ms=500.0))
-    expect(page.locator("#records tr").first).to_contain_text(HOSTILE)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_settings_that_can_only_be_read(live: Live, page: Page) -> None:
-    page.goto(live.url)
-    page.locator("summary").click()
-    expect(page.locator("[data-setting=queue_capacity]")).to_have_text("512")
-    expect(page.locator("[data-setting=hop_us]")).to_have_text("none")
-    assert page.locator("#settings [name]").count() == 0
-    expect(page.locator("#change")).to_be_hidden()
-
-
-def test_settings_that_can_be_changed(browser: Browser, page: Page) -> None:
-    with ExitStack() as stack:
-        live = Live(stack, allow_reconfigure=True)
-        page.goto(live.url)
-        page.locator("summary").click()
-        field = page.get_by_label("queue_capacity")
-        field.fill("0")
-        page.locator("#change").click()
-        answer = page.locator("#answer")
-        expect(answer).to_have_text("queue_capacity must be at least 1 and below 2**64, got 0")
-        field.fill("many")
-        page.locator("#change").click()
-        expect(answer).to_have_text("queue_capacity must be an integer, got 'many'")
-        field.fill("99")
-        page.get_by_label("trace_jobs").select_option("true")
-        page.get_by_label("hop_us").fill("50.5")
-        page.get_by_label("backpressure_busy_threshold").fill("2")
-        with page.expect_request("**/api/config") as sent:
-            page.locator("#change").click()
-        assert sent.value.post_data_json == {
-            "queue_capacity": 99,
-            "trace_jobs": True,
-            "hop_us": 50.5,
-            "backpressure_busy_threshold": 2,
-        }
-        expect(answer).to_contain_text("changed ")
-        assert live.router.config.queue_capacity == 99
-        assert live.router.config.trace_jobs
-        expect(page.locator("[data-stat=queue_capacity]")).to_have_text("99")
-        page.get_by_label("hop_us").fill("")
-        page.locator("#change").click()
-        expect(answer).to_have_text("changed hop_us")
-        assert live.router.config.hop_us is None
-        page.locator("#change").click()
-        expect(answer).to_have_text("nothing was changed")
-
-
-@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
-def test_mounted_below_a_prefix(live: Live, page: Page, framework: str) -> None:
-    """Also where the address lacks the slash at its end."""
-    inner = live.app
-    live.stop()
-    if framework == "fastapi":
-        live.app = FastAPI()
-        live.app.mount("/ops/router", inner)
+def check_text(text: str, value: Any, form: str) -> None:
+    """Check that a text says a number, to the digits that it has."""
+    if value is None:
+        assert text == NONE
+    elif form == "text":
+        assert text == value
+    elif form == "count":
+        assert text == f"{value:,}"
+    elif form == "number":
+        assert float(text) == pytest.approx(value, abs=0.0051)
     else:
-        live.app = Starlette(routes=[Mount("/ops/router", inner)])
-    live.serve()
-    page.goto(f"{live.url}ops/router")
-    assert page.url == f"{live.url}ops/router/"
-    expect(page.locator("#state")).to_have_text("open")
-    live.load()
-    expect(page.locator("[data-stat=failed]")).to_have_text(str(live.router.stats().failed))
+        number, unit = text.split()
+        value_ms = value / 1e3 if form == "us" else value
+        assert float(number) * UNITS[unit] == pytest.approx(value_ms, rel=0.0051)
 
 
-def test_the_router_is_unharmed_by_pages(live: Live, browser: Browser) -> None:
-    """Several watch while jobs come, and the books balance."""
-    context = browser.new_context()
-    for _ in range(4):
-        context.new_page().goto(live.url)
-    done = threading.Event()
+def check_rate(text: str, rate: float) -> None:
+    """Check that a text says a rate, with one decimal if it is small."""
+    assert float(text.replace(",", "")) == pytest.approx(rate, abs=0.051 if rate < 9.9 else 0.51)
 
-    async def load() -> None:
-        while not done.is_set():
-            await submit_all(live.router, [job(i, compute_cost=100) for i in range(100)])
-            await anyio.sleep(0.01)
 
-    loading = live.portal.start_task_soon(load)
-    for page in context.pages:
-        page.wait_for_function("() => samples.length >= 3 && received > 30")
-    done.set()
-    loading.result(10)
-    context.close()
-    stats = live.router.stats()
-    assert stats.submitted == stats.completed + stats.dropped > 100
+# -- Tests -----------------------------------------------------------------------------------------
+
+
+def test_every_number_is_that_of_the_stats(open_tab: Callable[..., Tab]) -> None:
+    """Under load with drops and batches, the page has all of a reading, to the last digit."""
+    kernels = {each.name: each for each in (*BUILT_IN, *HEAVY_KERNELS)}.values()
+    config = RouterConfig(cpu_parallelism=2, parallel_kernels="never", heed_other_cpu_use=False)
+    router = Router(config, kernels=kernels, shadow=StaticPolicy())
+    answers: list[dict[str, Any]] = []
+
+    def note(route: Route) -> None:
+        answer = route.fetch()
+        answers.append(json.loads(answer.text()))
+        route.fulfill(response=answer)
+
+    with serving(create_app(router), router) as (site, portal):
+        tab = open_tab("about:blank")
+        tab.requests.clear()
+        tab.page.route("**/api/stats", note)
+        tab.page.goto(site.address)
+        heavy, light = heavy_mix(2_000, 1, calibrate()), light_mix(1_000, 2)
+        loads: list[Future[Any]] = [
+            portal.start_task_soon(lambda: open_loop(router, heavy, rate=1_000)),
+            portal.start_task_soon(lambda: open_loop(router, light, rate=500)),
+            portal.start_task_soon(router.submit_many, light_mix(2_000, 3)),
+        ]
+        expect(stat(tab.page, "dropped")).not_to_have_text(re.compile(f"^[0{NONE}]$"))
+        compared: set[int] = set()
+        while not all(load.done() for load in loads) or len(compared) < 3:
+            read = tab.page.evaluate(READ_STATS)
+            times = [answer["time_s"] for answer in answers]
+            position = times.index(float(read["time"]))
+            if position in compared:
+                tab.page.wait_for_timeout(50)
+                continue
+            compared.add(position)
+            _compare(read, answers[position], answers[position - 1] if position else None)
+        for load in loads:
+            load.result(20)
+        expect(state(tab.page)).to_have_text("open")
+        tab.check(site.address)
+    assert answers[-1]["completed"]
+
+
+def _compare(read: dict[str, Any], answer: dict[str, Any], before: dict[str, Any] | None) -> None:
+    places = leaves({name: answer[name] for name in answer.keys() - {"state", "time_s"}})
+    for shown in read["stats"]:
+        place = tuple(shown["stat"].split("."))
+        if "reason" in shown:
+            place = (*place, shown["reason"])
+        value = places.pop(place)
+        assert json.loads(shown["value"]) == value
+        check_text(shown["text"], value, shown.get("format", "count"))
+    assert places == {}, "the page doesn't show these"
+    if answer["batches"]:
+        size = answer["batched_jobs"] / answer["batches"]
+        assert float(read["size"]) == pytest.approx(size, abs=0.051)
+    else:
+        assert read["size"] == NONE
+    if before is not None:
+        span_s = answer["time_s"] - before["time_s"]
+        rates = {
+            name: (each["routed"] - before["by_strategy"][name]["routed"]) / span_s
+            for name, each in answer["by_strategy"].items()
+        }
+        assert [name for name, _ in read["legend"]] == list(rates)
+        for name, text in read["legend"]:
+            check_rate(text, rates[name])
+        check_rate(read["rate"], sum(rates.values()))
+
+
+def test_idle(open_tab: Callable[..., Tab]) -> None:
+    """Before the first job all is zero, and what isn't known is a dash."""
+    router = bare()
+    with serving(create_app(router), router) as (site, _):
+        tab = open_tab(site.address)
+        expect(state(tab.page)).to_have_text("open")
+        expect(stat(tab.page, "submitted")).to_have_text("0")
+        expect(tab.page.locator("[data-derived=rate]")).to_have_text("0")
+        expect(tab.page.locator("#strategies .none")).to_have_count(20)
+        expect(tab.page.get_by_text("No job was dropped.")).to_be_visible()
+        expect(tab.page.get_by_text("No job has ended")).to_be_visible()
+        expect(tab.page.get_by_role("meter", name="backlog")).to_have_attribute(
+            "aria-valuetext", "0 of 512"
+        )
+        tab.check(site.address)
+
+
+def test_decisions(open_tab: Callable[..., Tab]) -> None:
+    """A row for each record, newest first; a pause holds them; those never shown are counted."""
+    router = Router(
+        RouterConfig(cpu_parallelism=2, parallel_kernels="never"), policy=Always(Strategy.INLINE)
+    )
+    with serving(create_app(router), router) as (site, portal):
+        tab = open_tab(site.address)
+        page = tab.page
+        wait_for_reader(page, router)
+        portal.call(router.submit, job(2**64 - 1, latency_budget_ms=60_000))
+        expect(page.locator("#decisions tr")).to_have_count(1)
+        [[_, number, kind, ways, reason, status, latency, budget, _]] = rows(page)
+        assert (number, kind, ways) == (str(2**64 - 1), "HashMix", "inline")
+        assert (reason, status, budget) == ("test", "completed", "60000 ms")
+        assert re.fullmatch(r"[\d.]+ (µs|ms|s)", latency)
+
+        router._policy.strategy = Strategy.BATCH  # type: ignore[attr-defined]
+        run(portal, router, "callable", latency_budget_ms=0.0)
+        expect(page.locator("#decisions tr")).to_have_count(2)
+        _, _, kind, ways, reason, status, *_ = rows(page)[0]
+        assert (kind, ways.split(), status) == (
+            "callable",
+            ["batch", "cpu_pool"],
+            "completed, late",
+        )
+
+        router._policy.strategy = Strategy.DROP  # type: ignore[attr-defined]
+        portal.call(router.submit_many, [job(i) for i in range(1_234)])
+        expect(page.locator("#decisions")).to_contain_text("1,234 jobs")
+
+        page.get_by_role("button", name="Pause").press("Enter")
+        before = rows(page)
+        run(portal, router, *["paused"] * 7)
+        expect(page.locator("#decisions-note")).to_have_text("7 new")
+        assert rows(page) == before
+        page.get_by_role("button", name="Resume").click()
+        expect(page.locator("#decisions tr")).to_have_count(10)
+        kinds = [kind for _, _, kind, *_ in rows(page)]
+        assert kinds == ["paused"] * 7 + ["HashMix", "callable", "HashMix"]
+
+        run(portal, router, *(f"kind {i}" for i in range(500)))
+        expect(page.locator("#decisions tr").first).to_contain_text("kind 499")
+        expect(page.locator("#decisions tr")).to_have_count(30)
+        note = page.locator("#decisions-note").inner_text()
+        assert 1 <= int(note.removesuffix(" not shown")) <= 470
+        tab.check(site.address)
+
+
+def test_a_hidden_page_follows_nothing(open_tab: Callable[..., Tab]) -> None:
+    """The router makes records only while somebody looks at them."""
+    router = bare()
+    with serving(create_app(router), router) as (site, _):
+        tab = open_tab(site.address)
+        for hidden in (False, True, False):
+            tab.page.evaluate(
+                """hidden => {
+                    Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+                    document.dispatchEvent(new Event("visibilitychange"));
+                }""",
+                hidden,
+            )
+            wait_for_reader(tab.page, router, there=not hidden)
+        tab.check(site.address)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_strings_are_only_text(open_tab: Callable[..., Tab], width: int) -> None:
+    """Kinds and reasons are shown as they are, and make no page wider than its window."""
+    router = bare(Hostile())
+    with serving(create_app(router, allow_reconfigure=True), router) as (site, portal):
+        tab = open_tab(site.address)
+        page = tab.page
+        page.set_viewport_size({"width": width, "height": 844})
+        wait_for_reader(page, router)
+        run(portal, router, HOSTILE, LONG, HOSTILE, LONG)
+        expect(page.locator("#decisions tr")).to_have_count(4)
+        expect(page.locator("#drops .reason")).to_have_text(HOSTILE)
+        expect(stat(page, "dropped_by_reason")).to_have_text("2")
+        assert {(kind, reason) for _, _, kind, _, reason, *_ in rows(page)} == {
+            (HOSTILE, HOSTILE),
+            (LONG, HOSTILE),
+        }
+        page.locator("summary").click()
+        expect(page.locator("#setting-queue_capacity")).to_be_visible()
+        assert page.locator("img, main b b").count() == 0
+        assert page.evaluate("window.hacked") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        tab.check(site.address)
+
+
+@pytest.mark.parametrize("framework", [Starlette, FastAPI])
+def test_mounted_under_a_prefix(open_tab: Callable[..., Tab], framework: type[Any]) -> None:
+    """All addresses are relative, so that any prefix will do."""
+    router = bare()
+    app = create_app(router)
+    if framework is FastAPI:
+        outer: Any = FastAPI()
+        outer.mount("/ops/helix", app)
+    else:
+        outer = Starlette(routes=[Mount("/ops/helix", app)])
+    with serving(outer, router) as (site, portal):
+        tab = open_tab(f"{site.address}ops/helix")
+        wait_for_reader(tab.page, router)
+        expect(state(tab.page)).to_have_text("open")
+        run(portal, router, "mounted")
+        expect(tab.page.locator("#decisions")).to_contain_text("mounted")
+        expect(stat(tab.page, "completed")).to_have_text("1")
+        tab.page.locator("summary").click()
+        expect(tab.page.locator("#setting-queue_capacity")).to_have_text("512")
+        tab.check(f"{site.address}ops/helix")
+
+
+def test_light_and_dark(open_tab: Callable[..., Tab]) -> None:
+    """The colours follow the system's, and have enough contrast."""
+    router = bare()
+    with serving(create_app(router), router) as (site, _):
+        for scheme, dark in (("light", False), ("dark", True)):
+            tab = open_tab(site.address, color_scheme=scheme)
+            expect(state(tab.page)).to_have_text("open")
+            ground, ink, muted = (
+                _luminance(
+                    tab.page.locator(selector).first.evaluate(
+                        f"each => getComputedStyle(each).{style}"
+                    )
+                )
+                for selector, style in (
+                    (".panel", "backgroundColor"),
+                    ("h2", "color"),
+                    (".panel .aside", "color"),
+                )
+            )
+            assert (ground < ink) == dark
+            assert _contrast(ground, ink) > 7
+            assert _contrast(ground, muted) > 4.5
+            tab.check(site.address)
+
+
+def _luminance(colour: str) -> float:
+    """Return the relative luminance of ``rgb(r, g, b)``, as WCAG 2 defines it."""
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def test_a_lost_connection_comes_back(open_tab: Callable[..., Tab]) -> None:
+    """The page says so and keeps its numbers, then goes on by itself, decisions included."""
+    router = bare()
+    with serving(create_app(router), router) as (site, portal):
+        page = open_tab(site.address).page
+        run(portal, router, "before")
+        expect(stat(page, "completed")).to_have_text("1")
+        site.stop()
+        expect(state(page)).to_contain_text("connection lost; trying again every second.")
+        expect(state(page)).to_have_attribute("data-state", "unreachable")
+        expect(stat(page, "completed")).to_have_text("1")
+        site.start()
+        expect(state(page)).to_have_text("open")
+        until = time.monotonic() + 20
+        while "after" not in page.locator("#decisions").inner_text():
+            assert time.monotonic() < until
+            run(portal, router, "after")
+            page.wait_for_timeout(300)
+
+
+def test_another_router_and_a_closed_one(open_tab: Callable[..., Tab]) -> None:
+    """Counters that begin again make no rates below zero; a closed router is said to be."""
+    first, second = bare(), bare()
+    current = [first]
+    with serving(create_app(lambda: current[0]), first, second) as (site, portal):
+        tab = open_tab(site.address)
+        page = tab.page
+        run(portal, first, *["first"] * 50)
+        expect(stat(page, "completed")).to_have_text("50")
+        expect(page.locator("[data-derived=rate]")).to_have_text("0")
+        run(portal, second, "second")
+        current[0] = second
+        expect(stat(page, "completed")).to_have_text("1")
+        expect(page.locator("[data-derived=rate]")).to_have_text(re.compile(f"^[0{NONE}]$"))
+        paths = page.locator("#chart path").evaluate_all("all => all.map(p => p.getAttribute('d'))")
+        assert not re.search("NaN|Infinity", "".join(paths))
+        heights = [float(y) for path in paths for y in re.findall(r",([-\d.]+)", path)]
+        base = float(page.locator("#chart .base").last.get_attribute("y1") or "nan")
+        assert max(heights) <= base
+        portal.call(second.close)
+        expect(state(page)).to_contain_text("closed")
+        expect(state(page)).to_contain_text("takes no jobs")
+        tab.check(site.address)
+
+
+def test_settings_are_read_only(open_tab: Callable[..., Tab]) -> None:
+    """Unless changes are allowed, there are all settings, and nothing to change them with."""
+    router = bare()
+    with serving(create_app(router), router) as (site, _):
+        tab = open_tab(site.address)
+        tab.page.locator("summary").press("Enter")
+        expect(tab.page.locator("output[data-setting]")).to_have_count(
+            len(RouterConfig.__dataclass_fields__)
+        )
+        expect(tab.page.locator("#setting-hop_us")).to_have_text("50.0")
+        expect(tab.page.locator("#setting-backpressure_busy_threshold")).to_have_text("null")
+        assert tab.page.locator("input, select, form button:visible").count() == 0
+        tab.check(site.address)
+
+
+def test_settings_can_be_changed(open_tab: Callable[..., Tab]) -> None:
+    """Only what was changed is sent, with its type; where that can't be, the page says why."""
+    router = bare()
+    bodies: list[str | None] = []
+    with serving(create_app(router, allow_reconfigure=True), router) as (site, _):
+        tab = open_tab(site.address)
+        page = tab.page
+        page.on(
+            "request",
+            lambda each: bodies.append(each.post_data) if each.method == "PATCH" else None,
+        )
+
+        def setting(name: str) -> Any:
+            return page.locator(f"#setting-{name}")
+
+        page.locator("summary").click()
+        submit = page.get_by_role("button", name="Change")
+        expect(submit).to_be_disabled()
+        setting("queue_capacity").fill("64")
+        setting("spawn_max_cost").fill(str(2**64 - 1))
+        setting("hop_us").fill("")
+        setting("heed_other_cpu_use").select_option("false")
+        setting("parallel_kernels").select_option(label="never")
+        setting("max_backlog_ms").fill("99.5")
+        submit.click()
+        expect(page.get_by_text("Changed queue_capacity, ")).to_be_visible()
+        assert json.loads(bodies[0] or "") == {
+            "queue_capacity": 64,
+            "spawn_max_cost": 2**64 - 1,
+            "max_backlog_ms": 99.5,
+            "heed_other_cpu_use": False,
+            "hop_us": None,
+            "parallel_kernels": "never",
+        }
+        assert router.config.spawn_max_cost == 2**64 - 1
+        assert (router.config.queue_capacity, router.config.hop_us) == (64, None)
+        assert (router.config.parallel_kernels, router.config.max_backlog_ms) == ("never", 99.5)
+        expect(setting("spawn_max_cost")).to_have_value(str(2**64 - 1))
+        expect(stat(page, "queue_capacity")).to_have_text("64")
+        expect(submit).to_be_disabled()
+        tab.check(site.address)
+
+        for entered, sent in (("0", 0), ("many", "many"), ("", None)):
+            setting("queue_capacity").fill(entered)
+            setting("queue_capacity").press("Enter")
+            expect(page.get_by_role("alert")).to_contain_text("queue_capacity must be")
+            expect(setting("queue_capacity")).to_have_attribute("aria-invalid", "true")
+            assert json.loads(bodies[-1] or "") == {"queue_capacity": sent}
+        assert router.config.queue_capacity == 64
+        page.get_by_role("button", name="Undo").click()
+        expect(setting("queue_capacity")).to_have_value("64")
+        expect(page.get_by_role("alert")).to_have_text("")
+        assert all("422" in fault for fault in tab.faults), "as browsers say of any such answer"
