@@ -105,15 +105,14 @@ function learn(stats) {
   const before = known.stats;
   if (before !== null) {
     const span = stats.time_s - before.time_s;
+    if (span === 0) return; // the same answer once more
     const counts = STRATEGIES.map((name) => stats.by_strategy[name].routed);
     const grown = counts.map((count, i) => count - before.by_strategy[STRATEGIES[i]].routed);
     if (span < 0) history = [];
-    if (stats.submitted < before.submitted || grown.some((more) => more < 0)) {
+    if (span < 0 || stats.submitted < before.submitted || grown.some((more) => more < 0)) {
       nextNumber = null; // another router: what it did before this reading isn't known
-    } else if (span > 0) {
-      history.push({ from: before.time_s, to: stats.time_s, rates: grown.map((more) => more / span) });
     } else {
-      return; // the same answer once more
+      history.push({ from: before.time_s, to: stats.time_s, rates: grown.map((more) => more / span) });
     }
     history = history.filter((each) => each.to > stats.time_s - HISTORY_S);
   }
@@ -150,7 +149,14 @@ async function poll() {
   clearTimeout(timer);
   const began = performance.now();
   try {
-    const stats = JSON.parse(await ask("api/stats"));
+    let stats;
+    try {
+      stats = JSON.parse(await ask("api/stats"));
+    } catch (error) {
+      known.state = "unreachable";
+      showState(whatIsWrong(error));
+      return;
+    }
     learn(stats);
     known.state = stats.state;
     known.statsAt = performance.now();
@@ -159,13 +165,17 @@ async function poll() {
     showState("");
     follow();
     if (began - configAt > CONFIG_MS) void readConfig();
-  } catch (error) {
-    known.state = "unreachable";
-    showState(error.status === undefined ? "connection lost" : `it answers ${error.message}`);
   } finally {
     polling = false;
     timer = setTimeout(poll, Math.max(0, POLL_MS - (performance.now() - began)));
   }
+}
+
+function whatIsWrong(error) {
+  if (error.status !== undefined) return `the server answers ${error.message}`;
+  if (error.name === "TimeoutError") return `no answer for ${PATIENCE_MS / 1000} s`;
+  if (error instanceof SyntaxError) return "something else answers";
+  return "connection lost";
 }
 
 function showState(why) {
@@ -364,7 +374,7 @@ function showRates() {
   const plot = width - LEFT - RIGHT;
   const x = (at) => (LEFT + plot * Math.max(0, 1 - (now - at) / HISTORY_S)).toFixed(1);
   const y = (rate) => (TOP + (height - TOP - BOTTOM) * (1 - rate / top)).toFixed(1);
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const tick of ticks) {
     const at = y(tick);
     if (tick) svg.append(draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: at, y2: at }));
@@ -395,8 +405,6 @@ function showRates() {
     put($(`#legend [data-strategy=${name}] b`), shown ? rated(shown.rates[i]) : "–");
   });
   put($("#rates-when"), pointed ? `${(now - pointed.to).toFixed(0)} s ago` : "now, and the last 2 minutes");
-  const rates = STRATEGIES.map((name, i) => `${name} ${shown ? rated(shown.rates[i]) : "unknown"}`);
-  svg.setAttribute("aria-label", `Jobs per second over the last 2 minutes; now ${rates.join(", ")}`);
   box.replaceChildren(svg);
 }
 
@@ -412,9 +420,22 @@ function unpoint() {
   showRates();
 }
 
+/** The arrow keys do what the pointer does. */
+function step(event) {
+  const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key];
+  if (by === undefined && event.key !== "Escape") return;
+  event.preventDefault();
+  const next = by === undefined ? 1 : (cursor ?? 0) + by;
+  cursor = next > 0 ? null : Math.max(next, -HISTORY_S);
+  showRates();
+}
+
 // -- Latest decisions -----------------------------------------------------------------------
 
-let source = null;
+const RENEW_MS = 15_000;
+const REFUSED_MS = 10_000;
+const streams = new Set(); // two while one takes over from the other
+let followedAt = -Infinity;
 let refusedAt = -Infinity;
 let nextNumber = null; // of the record that comes next
 let records = []; // newest first
@@ -422,22 +443,40 @@ let unseen = 0; // records that never stood in the list
 let waiting = 0; // records that came during a pause
 let paused = false;
 
-/** Follow the decisions while there is somebody to look at them: a browser has few connections. */
+/**
+ * Follow the decisions while there is somebody to look at them: a browser has few connections.
+ *
+ * The server ends each stream after a while. The next one begins before that, since the router
+ * records nothing between the two if nobody else looks on.
+ */
 function follow() {
-  if (source !== null || known.state !== "open" || document.hidden) return;
-  if (performance.now() - refusedAt < 10_000) return;
-  source = new EventSource("api/decisions");
-  source.onmessage = (event) => take(JSON.parse(event.data));
-  source.onerror = () => {
-    // Streams end and come back by themselves, unless they were refused.
-    if (source.readyState === EventSource.CLOSED) refusedAt = performance.now();
-    if (source.readyState === EventSource.CLOSED || known.state !== "open") unfollow();
+  const now = performance.now();
+  if (known.state !== "open" || document.hidden || now - refusedAt < REFUSED_MS) return;
+  if (streams.size > 1 || (streams.size === 1 && now - followedAt < RENEW_MS)) return;
+  const stream = new EventSource("api/decisions");
+  streams.add(stream);
+  stream.onmessage = (event) => take(JSON.parse(event.data));
+  stream.onopen = () => {
+    followedAt = performance.now();
+    for (const other of streams) if (other !== stream) leave(other);
+  };
+  stream.onerror = () => {
+    if (stream.readyState === EventSource.CLOSED) {
+      refusedAt = performance.now();
+      leave(stream);
+    } else if (known.state !== "open") {
+      leave(stream); // which would come back by itself, twice a second
+    }
   };
 }
 
+function leave(stream) {
+  stream.close();
+  streams.delete(stream);
+}
+
 function unfollow() {
-  source?.close();
-  source = null;
+  streams.forEach(leave);
 }
 
 function take({ seen, records: latest }) {
@@ -523,6 +562,7 @@ function pause() {
 // -- Settings -------------------------------------------------------------------------------
 
 let configAt = -Infinity;
+let sending = false;
 
 /** Values as they stand in the JSON: 2**64-1 is a setting, and beyond what numbers hold here. */
 function literals(text) {
@@ -614,7 +654,7 @@ function markChanged() {
     element.parentElement.classList.toggle("changed", is);
     changed += is;
   }
-  for (const button of $$("#settings-actions button")) button.disabled = changed === 0;
+  for (const button of $$("#settings-actions button")) button.disabled = changed === 0 || sending;
 }
 
 function blame(why) {
@@ -634,10 +674,13 @@ function blame(why) {
 async function change(event) {
   event.preventDefault();
   const changed = known.editable ? [...$$("[data-setting]")].filter(isChanged) : [];
-  if (changed.length === 0) return;
+  if (changed.length === 0 || sending) return;
   const pairs = changed.map((each) => `${JSON.stringify(each.dataset.setting)}:${literalOf(each)}`);
   const names = changed.map((each) => each.dataset.setting).join(", ");
   put($("#settings-done"), "");
+  blame("");
+  sending = true;
+  markChanged();
   try {
     const answer = await ask("api/config", {
       method: "PATCH",
@@ -645,11 +688,14 @@ async function change(event) {
       body: `{${pairs.join(",")}}`,
     });
     for (const each of changed) delete each.dataset.value;
-    blame("");
     learnConfig(answer);
     put($("#settings-done"), `Changed ${names}.`);
   } catch (error) {
-    blame(error.status === undefined ? "There was no answer; nothing may have changed." : error.message);
+    const lost = "There was no answer: it may have changed, or not.";
+    blame(error.status === undefined ? lost : error.message);
+  } finally {
+    sending = false;
+    markChanged();
   }
 }
 
@@ -688,6 +734,8 @@ function begin() {
   }
   $("#chart").addEventListener("pointermove", point);
   $("#chart").addEventListener("pointerleave", unpoint);
+  $("#chart").addEventListener("keydown", step);
+  $("#chart").addEventListener("blur", unpoint);
   new ResizeObserver(showRates).observe($("#chart"));
   $("#pause").addEventListener("click", pause);
   const form = $("#settings");

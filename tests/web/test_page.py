@@ -247,6 +247,7 @@ def check_rate(text: str, rate: float) -> None:
 # -- Tests -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(180)  # the kernels may have to be compiled first
 def test_every_number_is_that_of_the_stats(open_tab: Callable[..., Tab]) -> None:
     """Under load with drops and batches, the page has all of a reading, to the last digit."""
     kernels = {each.name: each for each in (*BUILT_IN, *HEAVY_KERNELS)}.values()
@@ -397,14 +398,32 @@ def test_a_hidden_page_follows_nothing(open_tab: Callable[..., Tab]) -> None:
         tab.check(site.address)
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_strings_are_only_text(open_tab: Callable[..., Tab], width: int) -> None:
+def test_streams_overlap(open_tab: Callable[..., Tab]) -> None:
+    """The page begins another stream before the server ends the one, and takes each job once."""
+    router = bare()
+    with serving(create_app(router), router) as (site, portal):
+        tab = open_tab("about:blank")
+        tab.requests.clear()
+        tab.page.clock.install()
+        tab.page.goto(site.address)
+        wait_for_reader(tab.page, router)
+        run(portal, router, "first")
+        expect(tab.page.locator("#decisions tr")).to_have_count(1)
+        with tab.page.expect_response("**/api/decisions"):
+            tab.page.clock.fast_forward("00:16")
+        run(portal, router, "second")
+        expect(tab.page.locator("#decisions tr")).to_have_count(2)
+        assert [kind for _, _, kind, *_ in rows(tab.page)] == ["second", "first"]
+        expect(tab.page.locator("#decisions-note")).to_have_text("")
+        tab.check(site.address)
+
+
+def test_strings_are_only_text(open_tab: Callable[..., Tab]) -> None:
     """Kinds and reasons are shown as they are, and make no page wider than its window."""
     router = bare(Hostile())
     with serving(create_app(router, allow_reconfigure=True), router) as (site, portal):
         tab = open_tab(site.address)
         page = tab.page
-        page.set_viewport_size({"width": width, "height": 844})
         wait_for_reader(page, router)
         run(portal, router, HOSTILE, LONG, HOSTILE, LONG)
         expect(page.locator("#decisions tr")).to_have_count(4)
@@ -418,7 +437,9 @@ def test_strings_are_only_text(open_tab: Callable[..., Tab], width: int) -> None
         expect(page.locator("#setting-queue_capacity")).to_be_visible()
         assert page.locator("img, main b b").count() == 0
         assert page.evaluate("window.hacked") is None
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for width in (1280, 768, 390):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
         tab.check(site.address)
 
 
@@ -448,9 +469,10 @@ def test_light_and_dark(open_tab: Callable[..., Tab]) -> None:
     """The colours follow the system's, and have enough contrast."""
     router = bare()
     with serving(create_app(router), router) as (site, _):
-        for scheme, dark in (("light", False), ("dark", True)):
-            tab = open_tab(site.address, color_scheme=scheme)
-            expect(state(tab.page)).to_have_text("open")
+        tab = open_tab(site.address)
+        expect(state(tab.page)).to_have_text("open")
+        for dark in (False, True):
+            tab.page.emulate_media(color_scheme="dark" if dark else "light")
             ground, ink, muted = (
                 _luminance(
                     tab.page.locator(selector).first.evaluate(
@@ -466,7 +488,7 @@ def test_light_and_dark(open_tab: Callable[..., Tab]) -> None:
             assert (ground < ink) == dark
             assert _contrast(ground, ink) > 7
             assert _contrast(ground, muted) > 4.5
-            tab.check(site.address)
+        tab.check(site.address)
 
 
 def _luminance(colour: str) -> float:
@@ -519,10 +541,36 @@ def test_another_router_and_a_closed_one(open_tab: Callable[..., Tab]) -> None:
         heights = [float(y) for path in paths for y in re.findall(r",([-\d.]+)", path)]
         base = float(page.locator("#chart .base").last.get_attribute("y1") or "nan")
         assert max(heights) <= base
+        page.locator("#chart").press("ArrowLeft")
+        expect(page.locator("#rates-when")).to_have_text(re.compile(r"^\d+ s ago$"))
+        expect(page.locator("#chart .cursor")).to_have_count(1)
+        page.locator("#chart").press("Escape")
+        expect(page.locator("#chart .cursor")).to_have_count(0)
         portal.call(second.close)
         expect(state(page)).to_contain_text("closed")
         expect(state(page)).to_contain_text("takes no jobs")
         tab.check(site.address)
+
+
+def test_other_answers(open_tab: Callable[..., Tab]) -> None:
+    """What a proxy answers instead is said too, and is over when it is over."""
+    router = bare()
+    with serving(create_app(router), router) as (site, _):
+        page = open_tab(site.address).page
+        expect(state(page)).to_have_text("open")
+        for status, words in (
+            (502, "the server answers HTTP 502"),
+            (200, "something else answers"),
+        ):
+            page.unroute("**/api/stats")
+            page.route("**/api/stats", _answer(status))
+            expect(state(page)).to_contain_text(words)
+        page.unroute("**/api/stats")
+        expect(state(page)).to_have_text("open")
+
+
+def _answer(status: int) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=status, body="<h1>Sorry</h1>")
 
 
 def test_settings_are_read_only(open_tab: Callable[..., Tab]) -> None:
