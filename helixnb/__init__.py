@@ -1,5 +1,6 @@
 """An adaptive compute router: it answers how a job should run, right now."""
 
+from helixnb._blocking import BlockingRouter, BlockingTicket
 from helixnb._config import RouterConfig, available_cpus
 from helixnb._core.policy import AdaptivePolicy, Policy, StaticPolicy
 from helixnb._decider import Explanation
@@ -27,6 +28,8 @@ __all__ = [
     "METRICS",
     "AdaptivePolicy",
     "BlockOutcomes",
+    "BlockingRouter",
+    "BlockingTicket",
     "ConfigError",
     "Decision",
     "Distribution",

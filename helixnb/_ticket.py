@@ -56,6 +56,13 @@ class Ticket:
         """Whether the outcome is there."""
         return self._entry.outcome is not None
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome, None while there is none."""
+        outcome = self._entry.outcome
+        self._seen |= outcome is not None
+        return outcome
+
     async def wait(self) -> Outcome:
         """Wait for the outcome. Cancelling this leaves the job as it is.
 

@@ -255,12 +255,14 @@ class Ledger:
         return len(self._in_flight) + self._rows_in_flight
 
     def tell(self, observer: Observer) -> None:
-        """Tell an observer of the jobs that end from now on."""
-        self._observers = (*self._observers, observer)
+        """Tell an observer of the jobs that end from now on. Thread-safe."""
+        with self.beginning:
+            self._observers = (*self._observers, observer)
 
     def tell_no_more(self, observer: Observer) -> None:
-        """Leave an observer alone again."""
-        self._observers = tuple(each for each in self._observers if each != observer)
+        """Leave an observer alone again. Thread-safe."""
+        with self.beginning:
+            self._observers = tuple(each for each in self._observers if each != observer)
 
     def enter(self, entry: Entry) -> None:
         """Count a job in."""
