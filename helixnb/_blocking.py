@@ -253,7 +253,7 @@ class BlockingRouter:
         """Compile a further kernel, then take jobs of its kind; see `Router.add_kernel`."""
         self._call(self._router.add_kernel, kernel)
 
-    def reconfigure(self, **changes: Any) -> RouterConfig:
+    def reconfigure(self, /, **changes: Any) -> RouterConfig:
         """Change settings: all of them, or none; see `Router.reconfigure`."""
         change = functools.partial(self._router.reconfigure, **changes)
         config: RouterConfig = self._call(change) if self._pid else change()
@@ -287,6 +287,11 @@ class BlockingRouter:
     def hop_us(self) -> float:
         """What it takes to send a thread or to hear from one, in microseconds."""
         return self._router.hop_us
+
+    @property
+    def state(self) -> str:
+        """``new``, ``opening``, ``open``, ``closing``, ``closed`` or ``crashed``."""
+        return self._router.state
 
     @property
     def is_open(self) -> bool:

@@ -109,7 +109,8 @@ class RouterConfig:
     drain_timeout_s
         How long closing waits for jobs in flight, in seconds; 0 or more.
     trace_jobs
-        Whether each job is traced, by an OpenTelemetry span.
+        Whether each job is traced, by an OpenTelemetry span. Kernels in plain Python see their
+        caller's context variables then.
 
     Raises
     ------

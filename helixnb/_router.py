@@ -151,7 +151,7 @@ class Router:
         self._workers = Workers(
             self._slots, self._ledger, self._backlog, self._tasks, self._clock, self._supervise
         )
-        self._pressure = Pressure(self._clock)
+        self._pressure = Pressure(self._clock, lambda: self._ledger.in_flight > 0)
         self._vitals = Vitals(
             self._ledger.counts, self._backlog, self._slots, self._pressure, self._clock
         )
@@ -189,16 +189,17 @@ class Router:
             self._tasks.start_soon(self._supervise, serve)
         self._slots.resize(self._config.cpu_parallelism)  # if it was reconfigured meanwhile
         self._state = "open"
+        self._vitals.is_live = True
         return self
 
     def _observe(self) -> Tracing:
         """Let OpenTelemetry hear of this router; returns what begins spans."""
-        from helixnb._observe.telemetry import Telemetry
-        from helixnb._observe.tracing import Tracing
+        from helixnb._observe.telemetry import new_telemetry
+        from helixnb._observe.tracing import new_tracing
 
-        self._telemetry = Telemetry(self._vitals, self._meter_provider)
+        self._telemetry = new_telemetry(self._vitals, self._meter_provider)
         self._ledger.on_batch = self._telemetry.note_batch
-        return Tracing(self._clock, self._tracer_provider)
+        return new_tracing(self._clock, self._tracer_provider)
 
     async def __aexit__(
         self,
@@ -219,7 +220,7 @@ class Router:
                 # Nothing is left, unless the tasks were killed while their threads ran.
                 self._ledger.evict(Status.DROPPED, reason="router_closed", begun=True)
                 self._workers.close()
-                self._telemetry.tell()
+                self._telemetry.close()
                 self._vitals.is_live = False
         if self._crash is not None and exc is None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash
@@ -234,8 +235,8 @@ class Router:
 
     def _idle_now(self) -> None:
         self._idle.set()
-        if self._pressure.resting:  # so that no heartbeat does it
-            self._telemetry.tell()
+        if self._state == "closed":  # so that no heartbeat does it
+            self._ledger.counts.fold()
 
     async def close(self) -> None:
         """Stop intake, drain up to ``drain_timeout_s``, then drop what is still queued.

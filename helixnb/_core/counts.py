@@ -14,7 +14,7 @@ import numpy as np
 from helixnb._records import Status, Strategy
 
 WINDOW = 4_096
-"""How many latencies a strategy keeps for its quantiles, newest first out of the ring."""
+"""How many latencies a strategy keeps for its quantiles; the oldest give way."""
 
 OTHER = "_OTHER"
 """Stands for kinds and reasons beyond `MOST`: the term of OpenTelemetry's conventions."""
@@ -177,6 +177,11 @@ class Counts:
     A job is noted on the event loop in as little time as there is, by its latency at the end of a
     list; what follows from that is worked out now and then, or by who reads, for many at a time.
 
+    Parameters
+    ----------
+    most
+        How many kinds, and how many reasons, are told apart.
+
     Attributes
     ----------
     tallies
@@ -192,7 +197,9 @@ class Counts:
     """
 
     __slots__ = (
+        "_folding",
         "_kinds",
+        "_most",
         "_reasons",
         "latencies",
         "lock",
@@ -204,7 +211,9 @@ class Counts:
         "windows",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._folding = False
         self.tallies: dict[tuple[str, int, int, str], Tally] = {}
         self.releases: dict[tuple[str, str], Histogram] = {}
         self.windows = [LatencyWindow() for _ in Strategy]
@@ -222,8 +231,8 @@ class Counts:
         tally = self.tallies.get(key)
         if tally is not None:
             return tally
-        kind = _bounded(kind, self._kinds)
-        reason = _bounded(reason, self._reasons)
+        kind = _bounded(kind, self._kinds, self._most)
+        reason = _bounded(reason, self._reasons, self._most)
         key = (kind, strategy.code, status.code, reason)
         return self.tallies.setdefault(key, Tally(kind, strategy, status, reason))
 
@@ -232,28 +241,33 @@ class Counts:
         sizes = self.releases.get((kind, cause))
         if sizes is not None:
             return sizes
-        kind = _bounded(kind, self._kinds)
+        kind = _bounded(kind, self._kinds, self._most)
         return self.releases.setdefault((kind, cause), Histogram(BOUNDS_JOBS))
 
     def fold(self) -> None:
         """Put what was noted in histograms and windows. Thread-safe, as all that reads them."""
         with self.lock:
-            for tally in list(self.tallies.values()):  # the router may be adding some
-                if tally.noted_latencies_ns:
-                    self._fold(tally)
+            if self._folding:  # by what a finaliser or a signal has interrupted in this thread
+                return
+            self._folding = True
+            try:
+                for tally in list(self.tallies.values()):  # the router may be adding some
+                    if tally.noted_latencies_ns or tally.noted_queues_ns:
+                        self._fold(tally)
+            finally:
+                self._folding = False
 
     def _fold(self, tally: Tally) -> None:
         latencies_ns = _taken(tally.noted_latencies_ns)
         tally.latency_ns.extend(latencies_ns)
         if tally.status is Status.COMPLETED:
             self.windows[tally.strategy.code].extend(latencies_ns)
-        if self.latencies is not None:
+        queues_ns = _taken(tally.noted_queues_ns)
+        tally.queue_ns.extend(queues_ns)
+        if self.latencies is not None and latencies_ns:
             self.latencies.append(Measured(tally, latencies_ns, 1))
-        if tally.noted_queues_ns:
-            queues_ns = _taken(tally.noted_queues_ns)
-            tally.queue_ns.extend(queues_ns)
-            if self.queues is not None:
-                self.queues.append(Measured(tally, queues_ns, 1))
+        if self.queues is not None and queues_ns:
+            self.queues.append(Measured(tally, queues_ns, 1))
 
     def add(self, tally: Tally, jobs: int, latency_ns: int, queue_ns: int | None) -> None:
         """Count jobs that ended alike, and at once. Thread-safe."""
@@ -286,9 +300,9 @@ def _taken(noted: list[int]) -> list[int]:
     return taken
 
 
-def _bounded(name: str, known: set[str]) -> str:
+def _bounded(name: str, known: set[str], most: int) -> str:
     if name not in known:
-        if len(known) >= MOST:
+        if len(known) >= most:
             return OTHER
         known.add(name)
     return name

@@ -352,11 +352,11 @@ class Ledger:
         self._count(job.kind, strategy, status, reason, now_ns, latency_ns, queue_ns, outcome)
         if status is Status.COMPLETED:
             self.within_budget += outcome.met_budget
-        if entry.span is not None:
-            entry.span.end(outcome, queue_ns)
         if entry.done is not None:
             entry.done.set()
         self._check_idle()
+        if entry.span is not None:
+            entry.span.end(outcome, queue_ns)
         if status is Status.FAILED and entry.orphaned:
             log_unseen_failure(outcome, traceback=True)
         return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -89,6 +90,10 @@ class CallTrace(Protocol):
 
     def share(self, kind: str, cause: str, jobs: int, began_ns: int, ended_ns: int) -> None:
         """Note a kernel call for some of its jobs."""
+        ...
+
+    def below(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a function that runs another, so that what it traces is below the call."""
         ...
 
 
@@ -291,8 +296,6 @@ class Piece(Work):
         if self._taken_ns:
             work = float(part.work[positions].sum())
             part.model.learn_batch(self.batched, work, self._taken_ns, part.rows.clock())
-        if self.batched and part.trace is not None:
-            part.trace.share(self.kind, self.cause, self.batched, self._began_ns, self._ended_ns)
         if self._values is None or self._failed is None:
             failed = np.arange(len(positions))
         else:
@@ -302,6 +305,11 @@ class Piece(Work):
         if len(failed):
             part.rows.put_back(positions[failed])
             part.alone.extend((self._start + failed).tolist())
+
+    def trace(self) -> None:
+        trace = self._part.trace
+        if trace is not None:
+            trace.share(self.kind, self.cause, self.batched, self._began_ns, self._ended_ns)
 
     def fail(self, error: BaseException) -> None:
         self._part.rows.fail(self._part.positions[self._start : self._stop], error)
@@ -343,6 +351,8 @@ class Alone(Work):
                     int(columns.job_id[at]),
                     tuple(column[at].item() for column in columns.params),
                 )
+                if part.trace is not None and not part.kernel.is_compiled:
+                    run = part.trace.below(run)
                 value, own_ns = timed(run, part.kernel, part.model)
                 self._values[len(self._completed)] = value
             except BaseException as error:

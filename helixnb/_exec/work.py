@@ -58,6 +58,9 @@ class Work(ABC):
     def run(self) -> None:
         """Do it, in a worker thread; it may raise what is not the jobs' own fault."""
 
+    def trace(self) -> None:  # noqa: B027  # what is no batch has nothing to trace
+        """Trace the kernel call of a batch, before it is settled."""
+
     @abstractmethod
     def settle(self) -> None:
         """Settle its jobs, on the event loop."""
@@ -161,9 +164,13 @@ class Batch(Chunk):
             self.batched = sum(len(called.entries) for called in self._calls)
             self.parallel = any(called.parallel for called in self._calls)
 
-    def settle(self) -> None:
+    def trace(self) -> None:
         for called in self._calls:
-            spans = [entry.span for entry in called.entries if entry.span is not None]
+            spans = [
+                entry.span
+                for entry in called.entries
+                if entry.span is not None and entry.outcome is None  # or else it has ended
+            ]
             if spans:
                 spans[0].share(
                     spans[1:],
@@ -173,7 +180,6 @@ class Batch(Chunk):
                     called.began_ns,
                     called.ended_ns,
                 )
-        super().settle()
 
 
 def _groups(entries: list[Entry]) -> list[list[Entry]]:

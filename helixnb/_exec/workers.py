@@ -246,6 +246,8 @@ class Workers:
                 if error is not None:
                     work.fail(error)
                 else:
+                    if work.batched:
+                        work.trace()
                     work.settle()
             except Exception as fault:  # what a kernel gave isn't what it declared
                 work.fail(fault)

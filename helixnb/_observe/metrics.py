@@ -42,7 +42,7 @@ class Vitals:
         self.slots = slots
         self.pressure = pressure
         self.clock = clock
-        self.is_live = True
+        self.is_live = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +180,11 @@ SHADOW_DISAGREEMENTS = Metric(
     description="Jobs for which the shadow policy chose another strategy, or raised.",
 )
 
-Values = Mapping[tuple[str, ...], float | Distribution]
+Values = Mapping[tuple[str, ...], float]
 """A metric's values by its attributes."""
+
+Distributions = Mapping[tuple[str, ...], Distribution]
+"""The same of a histogram."""
 
 
 def _jobs(counts: Iterable[Counts]) -> Values:
@@ -255,7 +258,8 @@ METRICS = (
 def read(vitals: Vitals) -> Iterator[Reading]:
     """Read all metrics of one router, the histograms included."""
     counts = [vitals.counts]
-    values = {metric: reader(counts) for metric, reader in READ_COUNTS.items()}
+    values: dict[Metric, Values | Distributions] = {}
+    values |= {metric: reader(counts) for metric, reader in READ_COUNTS.items()}
     values |= {metric: reader([vitals]) for metric, reader in READ_VITALS.items()}
     values |= _histograms(vitals.counts)
     for metric in METRICS:
@@ -263,7 +267,7 @@ def read(vitals: Vitals) -> Iterator[Reading]:
             yield Reading(metric, dict(zip(metric.attributes, attributes, strict=True)), value)
 
 
-def _histograms(counts: Counts) -> dict[Metric, Values]:
+def _histograms(counts: Counts) -> dict[Metric, Distributions]:
     merged: dict[Metric, dict[tuple[str, ...], Histogram]] = {
         JOB_DURATION: {},
         QUEUE_DURATION: {},

@@ -19,7 +19,8 @@ TIMER_NS = 1_000_000
 """How late an event loop's timers are by themselves: they go by milliseconds."""
 
 REST_NS = 1_000_000_000
-"""Time without a job after which nothing is measured until one comes: an idle service sleeps."""
+"""Time without a new job, and with none in flight, after which nothing is measured until one comes:
+an idle service sleeps."""
 
 CPU_PERIOD_S = 0.25
 """How often CPU use is measured: the kernel counts it in hundredths of a second."""
@@ -39,8 +40,9 @@ class Pressure:
         Whether nothing is measured; `note_use` changes that.
     """
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], is_busy: Callable[[], bool]) -> None:
         self._clock = clock
+        self._is_busy = is_busy
         self.cpu_left = math.inf
         self.resting = True
         self._late_ns = 0
@@ -113,7 +115,7 @@ class Pressure:
             await self._news.wait()
 
     def _rests(self) -> bool:
-        self.resting = self._clock() - self._used_ns > REST_NS
+        self.resting = not self._is_busy() and self._clock() - self._used_ns > REST_NS
         return self.resting
 
 

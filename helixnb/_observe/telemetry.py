@@ -9,20 +9,22 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import (
     CallbackOptions,
     Meter,
     MeterProvider,
+    NoOpMeterProvider,
     Observation,
     get_meter,
+    get_meter_provider,
 )
 
-from helixnb._core.counts import Counts, Measured
+from helixnb._core.counts import MOST, Counts, Measured
 from helixnb._observe.metrics import (
     BATCH_SIZE,
     JOB_DURATION,
@@ -35,16 +37,31 @@ from helixnb._observe.metrics import (
 )
 from helixnb._version import __version__
 
-RECORDS_PER_S = 1_000
-"""How many durations of jobs are recorded at most, in the long run."""
+NS_PER_RECORD = 1_000_000
+"""How long it takes until another duration may be recorded: 1,000 a second."""
 
 MOST_AT_ONCE = 50
-"""How many at once: SDKs take the event loop 0.8 ms for that, and for the waits as much again."""
+"""How many at once: SDKs take the event loop 0.4 ms for that, and for the waits as much again."""
+
+MOST_GONE = 16 * MOST
+"""How many kinds of routers that are gone, and how many reasons, are told apart."""
+
+MOST_WAITING = 1_000
+"""How many wait to be recorded."""
 
 NOWHERE = Context()
 """No span: what is current when a job ends is whatever was when its router was opened."""
 
 _Known = TypeVar("_Known", Counts, Vitals)
+_Value = TypeVar("_Value")
+Attributes = Mapping[str, str]
+
+
+class _Global:
+    """Stands for the provider that is global, now or later."""
+
+
+GLOBAL = _Global()
 
 logger = logging.getLogger("helixnb")
 
@@ -75,7 +92,7 @@ class Instruments:
     def forget(self) -> None:
         """Begin anew, without any router: as after a fork, whose routers are the parent's."""
         self._lock = threading.RLock()  # a finaliser may be run while it is held
-        self._gone = Counts()
+        self._gone = Counts(MOST_GONE)
         self._routers: list[tuple[weakref.ref[Vitals], Counts]] = []
 
     def add(self, vitals: Vitals) -> None:
@@ -109,7 +126,6 @@ class Instruments:
             return [
                 Observation(value, dict(zip(metric.attributes, attributes, strict=True)))
                 for attributes, value in values.items()
-                if isinstance(value, int | float)
             ]
 
         create = getattr(meter, f"create_observable_{metric.instrument}")
@@ -117,22 +133,39 @@ class Instruments:
 
 
 _lock = threading.RLock()
-_instruments: dict[MeterProvider | None, Instruments] = {}
+_instruments: list[tuple[Callable[[], MeterProvider | None], Instruments]] = []
+"""Those of each provider, as long as there is one."""
 
 
 def _instruments_of(provider: MeterProvider | None) -> Instruments:
-    """Return the instruments of a provider; None is what is global, now or later."""
+    """Return the instruments of a provider; of what is global, now or later, for None."""
     with _lock:
-        if provider not in _instruments:
-            meter = get_meter("helixnb", __version__, provider)
-            _instruments[provider] = Instruments(meter)
-        return _instruments[provider]
+        current = get_meter_provider()
+        if provider is None or provider is current:
+            wanted: tuple[Any, ...] = (GLOBAL, current)
+            provider = None
+        else:
+            wanted = (provider,)
+        _instruments[:] = [each for each in _instruments if each[0]() is not None]
+        for known, instruments in _instruments:
+            if any(known() is each for each in wanted):
+                return instruments
+        instruments = Instruments(get_meter("helixnb", __version__, provider))
+        _instruments.append((_weakly(GLOBAL if provider is None else provider), instruments))
+        return instruments
+
+
+def _weakly(provider: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(provider)
+    except TypeError:
+        return lambda: provider
 
 
 def _forget_routers() -> None:
     global _lock
     _lock = threading.RLock()
-    for instruments in _instruments.values():
+    for _, instruments in _instruments:
         instruments.forget()
 
 
@@ -140,24 +173,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_routers)
 
 
+def new_telemetry(vitals: Vitals, provider: MeterProvider | None) -> Telemetry:
+    """Return what tells OpenTelemetry of a router; nobody is told if the provider fails."""
+    try:
+        instruments = _instruments_of(provider)
+    except Exception as error:
+        logger.warning("no metrics will be recorded: %r", error)
+        instruments = Instruments(NoOpMeterProvider().get_meter("helixnb"))
+    return Telemetry(vitals, instruments)
+
+
 class Telemetry:
     """Tells OpenTelemetry of one router: counters and gauges when it asks, histograms now and then.
 
-    Its histograms have no callback, and an SDK takes about 8 us to record a value. So of more than
-    1,000 a second only so many are recorded, by chance: of jobs that come in turns, every second
-    one would be all of a kind. Nothing that an SDK raises reaches the router.
+    Its histograms have no callback, and an SDK takes about 8 us to record a value. So up to 1,000
+    are recorded a second; more wait, and where more than 1,000 wait, chance says which. Nothing
+    that an SDK raises reaches the router.
     """
 
-    def __init__(self, vitals: Vitals, provider: MeterProvider | None) -> None:
-        self._instruments = instruments = _instruments_of(provider)
+    def __init__(self, vitals: Vitals, instruments: Instruments) -> None:
         instruments.add(vitals)
         self._counts = vitals.counts
         self._latencies = vitals.counts.latencies = deque[Measured]()
         self._queues = vitals.counts.queues = deque[Measured]()
-        self._batches: list[tuple[str, int]] = []
+        self._batches: deque[tuple[str, int]] = deque(maxlen=MOST_WAITING)
+        self._waiting: dict[Metric, list[tuple[float, Attributes]]] = {
+            metric: [] for metric in instruments.histograms
+        }
+        self._histograms = instruments.histograms
         self._clock = vitals.clock
         self._told_ns = self._clock()
-        self._allowance = float(MOST_AT_ONCE)
+        self._earned_ns = 0
         self._failed = False
 
     def note_batch(self, kind: str, jobs: int) -> None:
@@ -165,51 +211,66 @@ class Telemetry:
         self._batches.append((kind, jobs))
 
     def tell(self) -> None:
-        """Record what was measured since the last call, or some of it."""
+        """Record what was measured, or some of it; the rest another time."""
         now_ns = self._clock()
-        earned = (now_ns - self._told_ns) / 1e9 * RECORDS_PER_S
+        self._earned_ns = min(
+            self._earned_ns + now_ns - self._told_ns, MOST_AT_ONCE * NS_PER_RECORD
+        )
         self._told_ns = now_ns
-        self._allowance = min(self._allowance + earned, MOST_AT_ONCE)
-        most = int(self._allowance)
+        self._take_in()
+        most = self._earned_ns // NS_PER_RECORD
+        recorded = max(self._record(metric, most) for metric in self._waiting)
+        self._earned_ns -= recorded * NS_PER_RECORD
+
+    def close(self) -> None:
+        """Record all that still waits, and take in no more."""
+        self._take_in()
+        self._counts.latencies = self._counts.queues = None
+        for metric in self._waiting:
+            self._record(metric, MOST_WAITING)
+
+    def _take_in(self) -> None:
+        """Let what was measured since the last call wait, or as much as may."""
         self._counts.fold()
+        for metric, measured in ((JOB_DURATION, self._latencies), (QUEUE_DURATION, self._queues)):
+            blocks = [measured.popleft() for _ in range(len(measured))]
+            waiting = self._waiting[metric] + _some_of(blocks, metric)
+            self._waiting[metric] = _sample(waiting)
+        sizes = [self._batches.popleft() for _ in range(len(self._batches))]
+        waiting = self._waiting[BATCH_SIZE] + [(jobs, {"kind": kind}) for kind, jobs in sizes]
+        self._waiting[BATCH_SIZE] = _sample(waiting)
+
+    def _record(self, metric: Metric, most: int) -> int:
+        """Record up to so many of those that wait; returns how many."""
+        waiting = self._waiting[metric]
+        now, self._waiting[metric] = waiting[:most], waiting[most:]
         try:
-            recorded = self._tell_durations(self._latencies, JOB_DURATION, most)
-            self._tell_durations(self._queues, QUEUE_DURATION, most)
-            self._tell_batches(most)
+            for value, attributes in now:
+                self._histograms[metric].record(value, attributes, NOWHERE)
         except Exception as error:
-            recorded = most
             if not self._failed:
                 self._failed = True
                 logger.warning(
                     "a measurement wasn't recorded; further ones aren't logged: %r", error
                 )
-        self._allowance -= recorded
-
-    def _tell_durations(self, measured: deque[Measured], metric: Metric, most: int) -> int:
-        """Record some of the durations, up to so many; returns how many."""
-        blocks = [measured.popleft() for _ in range(len(measured))]
-        ends = list(accumulate(len(each.values_ns) * each.times for each in blocks))
-        if not ends:
-            return 0
-        chosen = _chosen(ends[-1], most)
-        histogram = self._instruments.histograms[metric]
-        for i in chosen:
-            at = bisect_right(ends, i)
-            tally, values_ns, times = blocks[at]
-            value_ns = values_ns[(i - (ends[at - 1] if at else 0)) // times]
-            attributes = {"strategy": tally.strategy.value, "kind": tally.kind}
-            if metric is JOB_DURATION:
-                attributes["outcome"] = tally.status.value
-            histogram.record(value_ns / 1e9, attributes, NOWHERE)
-        return len(chosen)
-
-    def _tell_batches(self, most: int) -> None:
-        batches, self._batches = self._batches, []
-        for i in _chosen(len(batches), most):
-            kind, jobs = batches[i]
-            self._instruments.histograms[BATCH_SIZE].record(jobs, {"kind": kind}, NOWHERE)
+        return len(now)
 
 
-def _chosen(values: int, most: int) -> Sequence[int]:
-    """Return which of some values to record: all, or as many as there may be."""
-    return range(values) if values <= most else random.sample(range(values), most)
+def _some_of(blocks: list[Measured], metric: Metric) -> list[tuple[float, Attributes]]:
+    """Return durations with their attributes, as many as may wait."""
+    ends = list(accumulate(len(each.values_ns) * each.times for each in blocks))
+    some: list[tuple[float, Attributes]] = []
+    for i in _sample(range(ends[-1])) if ends else ():
+        at = bisect_right(ends, i)
+        tally, values_ns, times = blocks[at]
+        value_ns = values_ns[(i - (ends[at - 1] if at else 0)) // times]
+        attributes: Attributes = {"strategy": tally.strategy.value, "kind": tally.kind}
+        if metric is JOB_DURATION:
+            attributes = {**attributes, "outcome": tally.status.value}
+        some.append((value_ns / 1e9, attributes))
+    return some
+
+
+def _sample(values: Sequence[_Value]) -> list[_Value]:
+    """Return all of some values, or as many as may wait, by chance."""
+    return list(values) if len(values) <= MOST_WAITING else random.sample(values, MOST_WAITING)

@@ -46,6 +46,15 @@ def _guarded(note: _Note) -> _Note:
     return cast("_Note", guarded)
 
 
+def new_tracing(clock: Callable[[], int], provider: TracerProvider | None) -> Tracing:
+    """Return what begins spans; none are recorded if the provider fails."""
+    try:
+        return Tracing(clock, provider)
+    except Exception as error:
+        logger.warning("spans of jobs won't be recorded: %r", error)
+        return Tracing(clock, trace.NoOpTracerProvider())
+
+
 class Tracing:
     """Begins spans, for routers that are asked for them."""
 
@@ -65,13 +74,13 @@ class Tracing:
             attributes={"kind": job.kind, "helixnb.job.id": str(job.id)},  # beyond 64 bits signed
             start_time=self.wall_ns(entry.arrived_ns),
         )
-        if not span.is_recording():
-            return
-        if entry.kernel is None or not entry.kernel.is_compiled:
+        if span.is_recording():
+            entry.span = JobSpan(self, span)
+        is_plain = entry.kernel is None or not entry.kernel.is_compiled
+        if is_plain and span.get_span_context().is_valid:  # sampled or not
             if entry.context is None:
                 entry.context = copy_context()
             entry.context.run(contexts.attach, trace.set_span_in_context(span))
-        entry.span = JobSpan(self, span)
 
     @contextmanager
     def call(self, arrived_ns: int) -> Iterator[CallSpan | None]:
@@ -81,7 +90,7 @@ class Tracing:
             span = self._tracer.start_span("submit_many", start_time=self.wall_ns(arrived_ns))
         except Exception as error:
             _warn(error)
-        if span is None or not span.is_recording():
+        if span is None or not span.get_span_context().is_valid:
             yield None
             return
         traced = CallSpan(self, span)
@@ -153,9 +162,11 @@ class JobSpan:
             links=[Link(span.get_span_context()) for span in spans],
             attributes=_of_batch(kind, cause, jobs),
         )
-        for span in spans:
-            span.add_link(call.get_span_context())
-        call.end(self._tracing.wall_ns(ended_ns))
+        try:
+            for span in spans:
+                span.add_link(call.get_span_context())
+        finally:
+            call.end(self._tracing.wall_ns(ended_ns))
 
 
 class CallSpan:
@@ -184,15 +195,24 @@ class CallSpan:
 
     @_guarded
     def end(self) -> None:
-        """Note how many jobs it had, and how they ended."""
+        """Note how many jobs it had, and how they ended, if it has come so far."""
         try:
-            jobs = sum(len(rows.status) for rows in self.books)
-            self.span.set_attribute("helixnb.jobs", jobs)
-            for status in Status:
-                ended = sum(int((rows.status == status.code).sum()) for rows in self.books)
-                self.span.set_attribute(f"helixnb.jobs.{status.value}", ended)
+            if self.books:
+                jobs = sum(len(rows.status) for rows in self.books)
+                self.span.set_attribute("helixnb.jobs", jobs)
+                for status in Status:
+                    ended = sum(int((rows.status == status.code).sum()) for rows in self.books)
+                    self.span.set_attribute(f"helixnb.jobs.{status.value}", ended)
         finally:
             self.span.end()
+
+    def below(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a function that runs another with this span as the current one."""
+        return functools.partial(copy_context().run, self._run, run)
+
+    def _run(self, run: Callable[[], Any]) -> Any:
+        contexts.attach(trace.set_span_in_context(self.span))
+        return run()
 
 
 def _of_batch(kind: str, cause: str, jobs: int) -> dict[str, str | int]:

@@ -62,9 +62,13 @@ class Watch:
     def __init__(self, ledger: Ledger, capacity: int) -> None:
         self._ledger = ledger
         self._latest: deque[tuple[Any, ...]] = deque(maxlen=capacity)
+        self._watches = False
         self.seen = 0
 
     def __enter__(self) -> Self:
+        if self._watches:
+            raise RuntimeError("this watch was entered already")
+        self._watches = True
         self._ledger.tell(self._note)
         return self
 
@@ -74,6 +78,7 @@ class Watch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._watches = False
         self._ledger.tell_no_more(self._note)
 
     def _note(

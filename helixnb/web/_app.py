@@ -77,10 +77,11 @@ def create_app(
     Parameters
     ----------
     router
-        The router, opened or not yet; or what returns it, if it is made later than this.
+        The router, opened or not yet; or what returns it, if it is made later than this. Until
+        it does, and doesn't raise, all answers about it are 503.
     allow_reconfigure
-        Whether settings may be changed. The application must be served by the event loop of the
-        router then.
+        Whether settings may be changed, which takes the event loop of the router: served by
+        another one, the application answers with 409.
     """
     find = router if callable(router) else lambda: router
     view = _View(find, allow_reconfigure=allow_reconfigure)
@@ -123,12 +124,18 @@ class _View:
     """Answers requests about one router."""
 
     def __init__(self, find: Callable[[], Router], *, allow_reconfigure: bool) -> None:
-        self._find = find
+        self._of_user = find
         self._allow_reconfigure = allow_reconfigure
         self._feed: Feed | None = None
-        self._stats = _Shared(lambda: _encoded(_stats_of(find())))
+        self._stats = _Shared(lambda: _encoded(_stats_of(self._find())))
         self._expositions: dict[str, _Shared] = {}
-        self._registry = registry_of(find)
+        self._registry = registry_of(self._find)
+
+    def _find(self) -> Router:
+        try:
+            return self._of_user()
+        except Exception as error:
+            _refuse(503, f"there is no router yet: {type(error).__name__}")
 
     async def stats(self, request: Request) -> Response:
         return Response(self._stats.get(), 200, HEADERS, media_type="application/json")

@@ -88,7 +88,7 @@ class Feed:
         """Return the event of this tick, and how many records there were up to it."""
         if now_s - self._made_s > 0.9 * TICK_S and self._watch.seen > self._seen:
             records = self._watch.latest(self._seen)
-            self._seen = self._watch.seen
+            self._seen = records[-1].number + 1
             self._event = _encoded(self._seen, records)
             self._made_s = now_s
         return self._event, self._seen

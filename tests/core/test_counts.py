@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,3 +133,30 @@ def test_what_is_noted_is_folded_in_once() -> None:
     assert tally.latency_ns.sum == noted * (noted - 1) // 2
     window = counts.windows[Strategy.INLINE.code]
     assert (window.count, len(window.kept_ns())) == (noted, 4_096)
+
+
+def test_a_wait_that_is_noted_after_its_latency_was_folded_in() -> None:
+    """A reader may come between the two."""
+    counts = Counts()
+    tally = counts.tally("HashMix", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
+    tally.noted_latencies_ns.append(5)
+    counts.fold()
+    tally.noted_queues_ns.append(3)
+    counts.fold()
+    assert (tally.latency_ns.count, tally.queue_ns.count) == (1, 1)
+
+
+def test_folding_that_a_finaliser_interrupts() -> None:
+    """What it has in hand isn't counted twice."""
+    counts = Counts()
+    tally = counts.tally("HashMix", Strategy.INLINE, Status.COMPLETED, "inline_cheap")
+
+    class Noted(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            found = super().__getitem__(index)
+            counts.fold()  # as a finaliser that is run here might
+            return found
+
+    tally.noted_latencies_ns = Noted([1, 2, 3])
+    counts.fold()
+    assert tally.jobs == 3

@@ -36,6 +36,7 @@ from helixnb import (
 )
 from helixnb._core.counts import Counts
 from helixnb._core.policy import Policy
+from helixnb._observe import pressure, telemetry
 from helixnb._observe.metrics import (
     BATCH_RELEASES,
     BATCH_SIZE,
@@ -45,7 +46,7 @@ from helixnb._observe.metrics import (
     SHADOW_DISAGREEMENTS,
     Vitals,
 )
-from helixnb._observe.telemetry import Telemetry
+from helixnb._observe.telemetry import new_telemetry
 from helixnb_kernels import BUILT_IN, Kernel
 
 pytestmark = pytest.mark.anyio
@@ -148,9 +149,8 @@ async def test_a_few_jobs_are_recorded_exactly() -> None:
     async with r:
         for i in range(20):
             await r.submit(job(i))
-        r._telemetry.tell()
-        found = collected(reader)
-        exact = {each.metric: each.value for each in r.metrics()}
+    found = collected(reader)
+    exact = {each.metric: each.value for each in r.metrics()}
     for metric in (JOB_DURATION, QUEUE_DURATION):
         (point,) = found[metric].values()
         value: Any = exact[metric]
@@ -421,7 +421,8 @@ class Told:
         self.counts = Counts()
         reader = InMemoryMetricReader()
         vitals: Any = Vitals(self.counts, *[None] * 3, lambda: self.now_ns)  # type: ignore[arg-type,call-arg]
-        self.telemetry = Telemetry(vitals, MeterProvider([reader]))
+        self._provider = MeterProvider([reader])  # it is kept by nobody else
+        self.telemetry = new_telemetry(vitals, self._provider)
         self._reader = reader
         self._vitals = vitals
 
@@ -465,33 +466,176 @@ def test_measurements_that_are_many_are_thinned_out() -> None:
         told.counts.add(tally, 40, 7_000, 1_000)
         told.end("A", 59)
     recorded = told.recorded()
-    assert 1_990 < sum(recorded.values()) <= 2_050
+    assert sum(recorded.values()) == 2_000
     assert 1_050 < recorded["A"] < 1_310
     assert 680 < recorded["C"] < 920
     assert 0 < recorded["B"] < 60
+    told.telemetry.close()
+    assert sum(told.recorded().values()) == 2_995  # with those that waited
 
 
-def test_a_burst_is_thinned_out_and_forgotten() -> None:
+def test_a_burst_is_recorded_bit_by_bit() -> None:
+    """All of it, if it isn't more than may wait."""
     told = Told()
-    told.end("HashMix", 20_000)
-    assert told.recorded() == {"HashMix": 50}
-    for _ in range(200):
+    told.end("HashMix", 700)
+    assert told.recorded() == {"HashMix": 5}
+    for _ in range(139):
         told.tell()
-    told.end("HashMix", 40)
-    assert told.recorded() == {"HashMix": 90}
+    assert told.recorded() == {"HashMix": 700}
+    told.end("HashMix", 20_000)
+    for _ in range(300):
+        told.tell()
+    assert told.recorded() == {"HashMix": 1_700}
+    for _ in range(300):
+        told.tell()
+    told.end("HashMix", 40)  # after silence, at once
+    assert told.recorded() == {"HashMix": 1_740}
 
 
-async def test_the_last_jobs_before_a_rest_are_recorded_too() -> None:
-    """Also those that end when the router has stopped measuring, since none came for long."""
+async def test_jobs_that_run_for_long_are_measured_to_their_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The router rests when nothing is in flight any more, not when nothing comes."""
+    monkeypatch.setattr(pressure, "REST_NS", 1)
     gate = Gate()
     r, reader = observed(gate.kernel, policy=Always(Strategy.CPU_POOL))
     async with r:
         ticket = r.submit_soon(job(1, "Gate"))
         await gate.begun()
-        with anyio.fail_after(20):
-            while not r._pressure.resting:  # noqa: ASYNC110  # which nobody is told
-                await anyio.sleep(0.05)
+        for _ in range(20):
+            await anyio.sleep(0.005)
+            assert not r._pressure.resting
         gate.open()
         await ticket.wait()
+        with anyio.fail_after(20):
+            while not r._pressure.resting:  # noqa: ASYNC110  # which nobody is told
+                await anyio.sleep(0.005)
         (point,) = collected(reader)[JOB_DURATION].values()
         assert point.count == 1
+
+
+class Broken:
+    """Providers that can't be used at all."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+        raise StopIteration
+
+    get_tracer = get_meter
+
+
+async def test_a_provider_that_can_not_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    """A service runs without its telemetry rather than not at all."""
+    broken: Any = Broken()
+    config = RouterConfig(cpu_parallelism=2, trace_jobs=True)
+    async with Router(config, meter_provider=broken, tracer_provider=broken) as r:
+        assert (await r.submit(job(1))).status == "completed"
+        assert (await r.submit_many([job(1)]))[0].status == "completed"
+    assert "no metrics will be recorded: StopIteration()" in caplog.text
+    assert "spans of jobs won't be recorded: StopIteration()" in caplog.text
+
+
+async def test_nothing_piles_up_while_an_sdk_raises() -> None:
+    r, _ = observed(policy=Always(Strategy.CPU_POOL), provider=Faulty())
+    async with r:
+        for _ in range(20):
+            await submit_all(r, [job(i) for i in range(100)])
+            r._telemetry.tell()
+        assert not r._telemetry._queues
+        assert not r._telemetry._latencies
+        assert all(len(each) <= 1_000 for each in r._telemetry._waiting.values())
+
+
+async def test_nothing_piles_up_in_a_router_that_is_closed() -> None:
+    """It still counts the jobs that it drops."""
+    r, reader = observed()
+    async with r:
+        pass
+    for i in range(1_000):
+        await r.submit(job(i))
+    counts = r._ledger.counts
+    assert sum(len(each.noted_latencies_ns) for each in counts.tallies.values()) <= 1
+    assert (counts.latencies, counts.queues) == (None, None)
+    assert r.stats().dropped == 1_000
+    assert sum(point.value for point in collected(reader)[JOBS].values()) == 1_000
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing() -> None:
+    """Not even if the router is kept."""
+    other, reader = observed()
+    provider = other._meter_provider
+    left = []
+    async with other:
+        for _ in range(3):
+            r, _ = observed(provider=provider)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                async with r:
+                    pass
+            left.append(r)
+        limits = {m.name: p for m, p in collected(reader).items()}["helixnb.backlog.limit"]
+        assert limits[()].value == 512
+
+
+async def test_kinds_of_routers_that_are_gone_keep_their_names() -> None:
+    """Each router has its bound, so that two may have more names than that between them."""
+    first, reader = observed(policy=Always(Strategy.INLINE))
+    second, _ = observed(policy=Always(Strategy.INLINE), provider=first._meter_provider)
+    for r, start in ((first, 0), (second, 40)):
+        async with r:
+            for i in range(start, start + 40):
+                await r.run(int, compute_cost=1, kind=f"kind {i}")
+    before = {key: point.value for key, point in collected(reader)[JOBS].items()}
+    assert len(before) == 80
+    del first, second, r
+    gc.collect()
+    assert {key: point.value for key, point in collected(reader)[JOBS].items()} == before
+
+
+async def test_a_provider_is_not_kept_for_its_instruments() -> None:
+    """Services that reload set up one after the other."""
+    r, _ = observed()
+    async with r:
+        pass
+    known = [weakref.ref(r._meter_provider)]
+    provider: Any = r._meter_provider
+    provider.shutdown()
+    del r, provider
+    gc.collect()
+    observed()  # another one, which looks round
+    telemetry._instruments_of(NoOpMeterProvider())
+    assert known[0]() is None or len(telemetry._instruments) < 50
+
+
+@pytest.mark.slow
+def test_the_global_provider_by_two_ways() -> None:
+    """An SDK hears of all routers, whether they were given its provider or found it."""
+    done = python(
+        "-c",
+        """if True:
+        import anyio
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from helixnb import Job, Router
+
+        async def main():
+            reader = InMemoryMetricReader()
+            provider = MeterProvider([reader])
+            async with Router(meter_provider=provider) as one:
+                metrics.set_meter_provider(provider)
+                async with Router() as two, Router(meter_provider=provider) as three:
+                    for router in (one, two, three):
+                        await router.submit(Job(id=1, kind="HashMix", compute_cost=640))
+                    (resource,) = reader.get_metrics_data().resource_metrics
+                    (scope,) = resource.scope_metrics
+                    found = {each.name: list(each.data.data_points) for each in scope.metrics}
+                    assert sum(point.value for point in found["helixnb.jobs"]) == 3
+                    assert found["helixnb.backlog.limit"][0].value == 3 * 512
+
+        anyio.run(main)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

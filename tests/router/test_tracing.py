@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import StatusCode
 from support import LARGE, PICKY, Always, Gate, Picky, check_balanced, job, submit_all
 
@@ -275,6 +275,57 @@ async def test_what_is_not_sampled_is_left_alone() -> None:
         await r.submit_many([job(i) for i in range(10)])
         assert r.stats().completed == 20
     assert traced.spans() == []
+
+
+async def test_what_is_not_sampled_has_no_children_either() -> None:
+    """A sampler that goes by the parent decides once for all of a trace."""
+    sampler = ParentBased(TraceIdRatioBased(0.3))
+    traced = Traced(provider=TracerProvider(sampler=sampler))
+
+    def work() -> None:
+        with traced.tracer.start_as_current_span("inner"):
+            pass
+
+    async with traced.router as r:
+        for _ in range(100):
+            await r.run(work, compute_cost=LARGE)
+    jobs, inner = traced.spans("job"), traced.spans("inner")
+    assert 0 < len(jobs) < 100
+    assert len(inner) == len(jobs)
+    assert {span.parent.span_id for span in inner if span.parent is not None} == ids(jobs)
+
+
+async def test_jobs_cancelled_in_a_batch_that_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """Their spans have ended and aren't touched; the others are linked."""
+    gate = Gate("Slow")
+    traced = Traced(gate.kernel, policy=Always(Strategy.BATCH), batch_max_delay_ms=0.0)
+    async with traced.router as r:
+        tickets = [r.submit_soon(job(i, "Slow")) for i in range(3)]
+        await gate.begun()
+        assert tickets[0].cancel()
+        gate.open()
+        for ticket in tickets:
+            await ticket.wait()
+    assert "ended span" not in caplog.text
+    outcomes = sorted(attributes(span)["outcome"] for span in traced.spans("job"))
+    assert outcomes == ["cancelled", "completed", "completed"]
+
+
+async def test_what_plain_kernels_trace_in_a_call_with_columns() -> None:
+    policy = Always(Strategy.CPU_POOL)
+    traced = Traced(policy=policy)
+
+    def solo(inputs: Any, compute_cost: int, job_id: int) -> int:
+        with traced.tracer.start_as_current_span("inner"):
+            return job_id
+
+    async with traced.router as r:
+        await r.add_kernel(Kernel(name="Plain", solo=solo))
+        for policy.strategy in (Strategy.CPU_POOL, Strategy.INLINE):
+            await r.submit_many([job(i, "Plain") for i in range(5)])
+    calls, inner = traced.spans("submit_many"), traced.spans("inner")
+    assert len(inner) == 10
+    assert {span.parent.span_id for span in inner if span.parent is not None} == ids(calls)
 
 
 class Faulty(SpanProcessor):
