@@ -1,7 +1,7 @@
 """An HTTP service: two endpoints with budgets, under a router, with its live page at ``/router``.
 
-``python service.py`` serves on loopback until Ctrl-C or SIGTERM. ``--naive`` serves the same without
-a router, by `asyncio.to_thread`; ``--check`` asks each endpoint once and ends. It needs
+``python service.py`` serves on loopback until Ctrl-C or SIGTERM. ``--naive`` serves the same
+without a router, by `asyncio.to_thread`; ``--check`` asks each endpoint once and ends. It needs
 ``pip install 'helixnb[web]'``.
 """
 
@@ -42,7 +42,7 @@ JITTER_S = 3
 """By up to how many seconds clients are told to come back later than they could."""
 
 NOTICE_S = 1.0
-"""How long a load balancer has, after SIGTERM, to find out that nothing more should be sent here."""
+"""How long a load balancer has, after SIGTERM, to find out that this one is leaving."""
 
 SLOW_CLIENT_S = 5
 """How long clients may take then to read their answers."""
@@ -200,7 +200,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         """Wait until nobody sends any more, end what is in flight, then close."""
         until = time.monotonic() + self.notice_s
-        while time.monotonic() < until and not self.force_exit:  # a second Ctrl-C is in a hurry
+        # A second Ctrl-C is in a hurry.
+        while time.monotonic() < until and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         if self.router is not None:
             # Before the connections: the page's streams end with the router.
@@ -223,7 +224,7 @@ def ask(port, path, body):
 async def ask_once(server):
     """Start, ask each endpoint once, print the answers, and end."""
     serving = asyncio.ensure_future(server.serve())
-    while not (server.started or serving.done()):
+    while not (server.started or serving.done()):  # noqa: ASYNC110  # it says so in no other way
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     option = {"spot": 100, "strike": 105, "rate": 0.02, "volatility": 0.25, "maturity": 0.5}
