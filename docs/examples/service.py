@@ -42,7 +42,7 @@ JITTER_S = 3
 """By up to how many seconds clients are told to come back later than they could."""
 
 NOTICE_S = 1.0
-"""How long a load balancer has, after SIGTERM, to find out that this one is leaving."""
+"""How long a load balancer has to find out, after SIGTERM, that nothing should be sent here."""
 
 SLOW_CLIENT_S = 5
 """How long clients may take then to read their answers."""
@@ -243,6 +243,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--naive", action="store_true", help="on asyncio.to_thread, no router")
+    parser.add_argument("--notice", type=float, default=NOTICE_S, help="seconds (%(default)s)")
     parser.add_argument("--check", action="store_true", help="ask each endpoint once, and end")
     options = parser.parse_args()
     router = None if options.naive else Router(kernels=KERNELS)
@@ -253,7 +254,7 @@ def main():
     # default to end the process by it: a clean end would look like a kill.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    Server(router, port=options.port).run()
+    Server(router, port=options.port, notice_s=options.notice).run()
 
 
 if __name__ == "__main__":
