@@ -40,7 +40,7 @@ BUDGET_S = {"/price": 0.050, "/score": 0.010}
 PRICES = 2 / 3
 """The share of requests that go to /price."""
 
-PAIRS = (200_000, 800_000)
+PAIRS = (200_000, 600_000)
 """How many pairs of paths a price takes: from and to, all alike often."""
 
 PATIENCE_S = 1.0
