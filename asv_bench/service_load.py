@@ -106,6 +106,7 @@ class Run:
     answers: list[Answer] = field(default_factory=list)
     load_cpu: float = 0.0
     service_cpu: float = 0.0
+    all_cpu: float = 0.0
 
 
 def questions(seed: int) -> dict[str, list[Question]]:
@@ -166,8 +167,11 @@ class Clients:
         writer = None
         try:
             async with asyncio.timeout_at(answer.due_s + PATIENCE_S):
-                if self._idle:
+                while self._idle:
                     reader, writer = self._idle.pop()
+                    if not reader.at_eof():  # the service closes what is idle for long
+                        break
+                    writer.close()
                 else:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 writer.write(question.sent)
@@ -245,7 +249,7 @@ async def offer(
     tasks = set()
     due_s = time.monotonic() + 0.1
     begun_s = due_s + WARM_UP_S
-    cpu_s: list[tuple[float, float]] = []
+    cpu_s: list[tuple[float, float, float]] = []
     while due_s < begun_s + seconds:
         if (wait_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
@@ -260,7 +264,7 @@ async def offer(
         task.add_done_callback(tasks.discard)
         due_s += draw.expovariate(rate)
     cpu_s.append(_cpu_s(service))
-    run.load_cpu, run.service_cpu = (
+    run.load_cpu, run.service_cpu, run.all_cpu = (
         (after - before) / seconds for before, after in zip(*cpu_s, strict=True)
     )
     await asyncio.gather(*tasks)
@@ -268,9 +272,10 @@ async def offer(
     return run
 
 
-def _cpu_s(service: psutil.Process) -> tuple[float, float]:
+def _cpu_s(service: psutil.Process) -> tuple[float, float, float]:
     used = service.cpu_times()
-    return time.process_time(), used.user + used.system
+    of_all = psutil.cpu_times()
+    return time.process_time(), used.user + used.system, of_all.user + of_all.nice + of_all.system
 
 
 @contextlib.contextmanager
@@ -393,12 +398,15 @@ def main() -> None:
             name,
             f"{run.service_cpu:.2f}",
             f"{run.load_cpu:.2f}",
+            f"{max(0.0, run.all_cpu - run.service_cpu - run.load_cpu):.2f}",
             f"{statistics.quantiles(_lateness_ms(run), n=100)[49]:.2f}",
             f"{statistics.quantiles(_lateness_ms(run), n=100)[98]:.2f}",
         )
         for (factor, name), run in sorted(runs.items())
     ]
-    headings = ("offered", "service", "its CPUs", "the load's CPUs", "sent late, p50 ms", "p99 ms")
+    headings = (
+        *("offered", "service", "its CPUs", "the load's", "others'", "sent late, p50 ms", "p99 ms"),
+    )
     print(f"\n{markdown(headings, used, (0, 1))}")
     if options.json is not None:
         everything = [
