@@ -5,7 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
 .PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry \
-    bench-watchers bench-soak bench-overload bench-learning screenshots peers dev clean
+    bench-watchers bench-soak bench-overload bench-learning bench-service \
+    screenshots peers dev clean
 
 demo: .venv/demo.done $(if $(findstring --web,$(ARGS)),.venv/web.done)
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -79,6 +80,11 @@ bench-learning: .venv/bench.done
 # About a minute and a half. ARGS="--rounds 3 --jobs 50000".
 bench-watchers: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python watchers.py $(ARGS)
+
+# What becomes of HTTP requests to the example of a service, with a router and without one: about two
+# minutes and a half. ARGS="--factors 1 4 --seconds 10".
+bench-service: .venv/bench.done
+	cd asv_bench && ../$(BIN)/python service_load.py $(ARGS)
 
 # Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done

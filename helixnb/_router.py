@@ -31,10 +31,8 @@ from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, measure_hop_us
 from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._many import Many
-from helixnb._observe.metrics import Reading, Vitals, read
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
-from helixnb._observe.watch import Watch
 from helixnb._records import Job, Outcome, Status
 from helixnb._ticket import Ticket
 from helixnb.columns import JobColumns, Outcomes
@@ -47,11 +45,13 @@ from helixnb_kernels import (
     warm_up,
 )
 
-if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
+if TYPE_CHECKING:  # what isn't needed before a router opens is imported then
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from helixnb._observe.metrics import Reading
     from helixnb._observe.tracing import Tracing
+    from helixnb._observe.watch import Watch
 
 logger = logging.getLogger("helixnb")
 
@@ -152,9 +152,6 @@ class Router:
             self._slots, self._ledger, self._backlog, self._tasks, self._clock, self._supervise
         )
         self._pressure = Pressure(self._clock, lambda: self._ledger.in_flight > 0)
-        self._vitals = Vitals(
-            self._ledger.counts, self._backlog, self._slots, self._pressure, self._clock
-        )
         tracing = self._observe()
         self._decider = Decider(
             self,
@@ -194,9 +191,13 @@ class Router:
 
     def _observe(self) -> Tracing:
         """Let OpenTelemetry hear of this router; returns what begins spans."""
+        from helixnb._observe.metrics import Vitals
         from helixnb._observe.telemetry import new_telemetry
         from helixnb._observe.tracing import new_tracing
 
+        self._vitals = Vitals(
+            self._ledger.counts, self._backlog, self._slots, self._pressure, self._clock
+        )
         self._telemetry = new_telemetry(self._vitals, self._meter_provider)
         self._ledger.on_batch = self._telemetry.note_batch
         return new_tracing(self._clock, self._tracer_provider)
@@ -381,7 +382,8 @@ class Router:
         def compile_all() -> None:
             warm_up(kernels, parallel=self._config.parallel_kernels == "auto", progress=progress)
             warm_up_rules()
-            importlib.import_module("opentelemetry.metrics")  # takes 50 ms
+            for module in ("telemetry", "tracing"):  # OpenTelemetry's API takes 50 ms
+                importlib.import_module(f"helixnb._observe.{module}")
 
         await anyio.to_thread.run_sync(compile_all, limiter=anyio.CapacityLimiter(1))
 
@@ -532,6 +534,8 @@ class Router:
 
         Histograms are exact here. From any thread; empty before the router has opened.
         """
+        from helixnb._observe.metrics import read
+
         return list(read(self._vitals)) if self._has_opened else []
 
     def watch(self, capacity: int = 256) -> Watch:
@@ -548,6 +552,8 @@ class Router:
         ValueError
             `capacity` is less than 1.
         """
+        from helixnb._observe.watch import Watch
+
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         return Watch(self._ledger, capacity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 
 from helixnb import (
     Decision,
@@ -31,6 +33,7 @@ from helixnb import (
 from helixnb_kernels import BUILT_IN
 
 DATA = Path(__file__).parent / "data"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 IN_THREADS = (Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH)
 LARGE = 100_000
 """A cost above every threshold, for callables that shall not run inline."""
@@ -176,3 +179,21 @@ def check_balanced(stats: Stats, *, idle: bool = True) -> None:
     assert stats.within_budget <= stats.completed
     if idle:
         assert (stats.in_flight, stats.waiting, stats.cpu_busy) == (0, 0, 0)
+
+
+def numpy_price(option: tuple[float, ...], pairs: int, seed: int) -> list[float]:
+    """Price with whole arrays, from the same SplitMix64 numbers."""
+    spot, strike, rate, volatility, maturity = option
+    with np.errstate(over="ignore"):
+        z: Any = np.uint64(seed + 1) * np.uint64(0x94D049BB133111EB)
+        z = z + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 2 * pairs + 1, dtype=np.uint64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    u, v = (((z >> np.uint64(11)) + 0.5) / 2**53).reshape(pairs, 2).T
+    normal = np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
+    drift = (rate - volatility**2 / 2) * maturity
+    scale = volatility * np.sqrt(maturity)
+    ends = [spot * np.exp(drift + sign * scale * normal) for sign in (1, -1)]
+    payoff = sum(np.maximum(end - strike, 0) for end in ends) / 2 * np.exp(-rate * maturity)
+    return [float(payoff.mean()), float(payoff.std() / math.sqrt(pairs))]

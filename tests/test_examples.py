@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import special, stats
-from support import Always, check_balanced, python, router
+from support import EXAMPLES, Always, check_balanced, numpy_price, python, router
 
 from helixnb import Router, Status, Strategy
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 RAN = (Strategy.INLINE, Strategy.SPAWN, Strategy.CPU_POOL, Strategy.BATCH)
 
 
@@ -34,7 +32,9 @@ def test_examples_run(name: str) -> None:
     """Each is a program that prints its results."""
     if name == "portfolio_risk":
         pytest.importorskip("vega_datasets")
-    done = python("-W", "default", str(EXAMPLES / f"{name}.py"))
+    # A service goes on until it is told to end; so it has a form that asks itself once.
+    arguments = ["--check"] if name == "service" else []
+    done = python("-W", "default", str(EXAMPLES / f"{name}.py"), *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -62,24 +62,6 @@ def black_scholes(s: float, k: float, r: float, v: float, t: float) -> float:
     d1 = (math.log(s / k) + (r + v * v / 2) * t) / (v * math.sqrt(t))
     price = s * stats.norm.cdf(d1)
     return float(price - k * math.exp(-r * t) * stats.norm.cdf(d1 - v * math.sqrt(t)))
-
-
-def numpy_price(option: tuple[float, ...], pairs: int, seed: int) -> list[float]:
-    """Price with whole arrays, from the same SplitMix64 numbers."""
-    spot, strike, rate, volatility, maturity = option
-    with np.errstate(over="ignore"):
-        z: Any = np.uint64(seed + 1) * np.uint64(0x94D049BB133111EB)
-        z = z + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 2 * pairs + 1, dtype=np.uint64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    u, v = (((z >> np.uint64(11)) + 0.5) / 2**53).reshape(pairs, 2).T
-    normal = np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
-    drift = (rate - volatility**2 / 2) * maturity
-    scale = volatility * np.sqrt(maturity)
-    ends = [spot * np.exp(drift + sign * scale * normal) for sign in (1, -1)]
-    payoff = sum(np.maximum(end - strike, 0) for end in ends) / 2 * np.exp(-rate * maturity)
-    return [float(payoff.mean()), float(payoff.std() / math.sqrt(pairs))]
 
 
 @pytest.mark.anyio
