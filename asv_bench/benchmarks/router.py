@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -101,12 +102,22 @@ class Fixed:
         return self.decision
 
 
-async def submit_seconds(strategy: str, jobs: int) -> float:
-    """Return how long so many tasks take that submit one tiny job each, all at once."""
+async def submit_seconds(
+    strategy: str,
+    jobs: int,
+    prepare: Callable[[Router], object] = lambda _: None,
+    given: dict[str, Any] | None = None,
+    **settings: Any,
+) -> float:
+    """Return how long so many tasks take that submit one tiny job each, all at once.
+
+    `given` and `settings` are the router's and its configuration's; `prepare` is called before.
+    """
     # Batches gather while threads are on their way, and for nothing else.
-    config = RouterConfig(queue_capacity=max(jobs, 1), batch_max_delay_ms=0)
+    config = RouterConfig(queue_capacity=max(jobs, 1), batch_max_delay_ms=0, **settings)
     work = [Job(id=i, kind="HashMix", inputs=INPUTS, compute_cost=640) for i in range(jobs)]
-    async with Router(config, policy=Fixed(Strategy(strategy))) as router:
+    async with Router(config, policy=Fixed(Strategy(strategy)), **(given or {})) as router:
+        prepare(router)
         began = time.perf_counter()
         async with anyio.create_task_group() as tasks:
             for each in work:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import time
 from statistics import median
 from typing import Any
 
 import anyio
 
-from helixnb import Job, Router, RouterConfig, Strategy
+from helixnb import Router
 from helixnb_kernels import HASH_MIX, warm_up
 
-from .router import BACKENDS, INPUTS, Fixed
+from .router import BACKENDS, submit_seconds
 
 VARIANTS = ["removed", "api", "sdk", "sdk and spans"]
 ROUNDS = 15
@@ -34,22 +33,16 @@ def providers(variant: str) -> dict[str, Any]:
 
 
 async def seconds(variant: str, strategy: str, jobs: int, given: dict[str, Any]) -> float:
-    """Return how long so many tasks take that submit one tiny job each, all at once."""
-    config = RouterConfig(queue_capacity=jobs, batch_max_delay_ms=0, trace_jobs="spans" in variant)
-    work = [Job(id=i, kind="HashMix", inputs=INPUTS, compute_cost=640) for i in range(jobs)]
-    async with Router(config, policy=Fixed(Strategy(strategy)), **given) as router:
+    """Return how long so many tiny jobs take, by one variant."""
+
+    def prepare(router: Router) -> None:
         if variant == "removed":
             counts = router._ledger.counts  # noqa: SLF001
             counts.latencies = counts.queues = router._ledger.on_batch = None  # noqa: SLF001
         gc.collect()
-        began = time.perf_counter()
-        async with anyio.create_task_group() as tasks:
-            for each in work:
-                tasks.start_soon(router.submit, each)
-        taken = time.perf_counter() - began
-        if router.stats().completed != jobs:
-            raise AssertionError("every job must complete")
-    return taken
+
+    settings = {"trace_jobs": True} if "spans" in variant else {}
+    return await submit_seconds(strategy, jobs, prepare, given, **settings)
 
 
 def costs(backend: str, strategy: str, jobs: int, rounds: int = ROUNDS) -> dict[str, float]:

@@ -222,7 +222,7 @@ class BatchLane(QueueLane):
         if self._settings.is_adaptive and jobs >= self._model.gains.enough:
             return "enough"
         delay_ns = self._settings.config.batch_max_delay_ms * 1e6
-        ends_ns = oldest.deadline_ns - self._model.together_ns(jobs, self.queue.work_ns)
-        if ends_ns < math.inf:
+        if oldest.deadline_ns < math.inf:
+            ends_ns = oldest.deadline_ns - self._model.together_ns(jobs, self.queue.work_ns)
             delay_ns = (ends_ns - oldest.arrived_ns) / 2
         return "delay" if self._ledger.clock() >= oldest.arrived_ns + delay_ns else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from support import LARGE, PICKY, Always, Gate, Picky, check_balanced, job, subm
 
 from helixnb import Kernel, Router, RouterConfig, StaticPolicy, Strategy
 from helixnb._core.policy import Policy
+from helixnb._exec import work
 from helixnb._observe import tracing
 from helixnb_kernels import BUILT_IN
 
@@ -295,20 +297,43 @@ async def test_what_is_not_sampled_has_no_children_either() -> None:
     assert {span.parent.span_id for span in inner if span.parent is not None} == ids(jobs)
 
 
-async def test_jobs_cancelled_in_a_batch_that_runs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_jobs_cancelled_in_a_batch_that_runs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their spans have ended and aren't touched; the others are linked."""
-    gate = Gate("Slow")
-    traced = Traced(gate.kernel, policy=Always(Strategy.BATCH), batch_max_delay_ms=0.0)
+    ran, go_on = threading.Event(), threading.Event()
+    run_together = work.run_together
+
+    def run_and_wait(*args: Any) -> Any:
+        ended = run_together(*args)
+        ran.set()
+        assert go_on.wait(10)
+        return ended
+
+    traced = Traced(
+        policy=Always(Strategy.BATCH), batch_max_jobs=16, batch_max_delay_ms=5.0, cold_samples=1
+    )
     async with traced.router as r:
-        tickets = [r.submit_soon(job(i, "Slow")) for i in range(3)]
-        await gate.begun()
+        await submit_all(r, [job(i) for i in range(8)])  # some alone, to learn
+        monkeypatch.setattr(work, "run_together", run_and_wait)
+        tickets = [r.submit_soon(job(100 + i)) for i in range(16)]
+        assert await anyio.to_thread.run_sync(ran.wait, 10)
         assert tickets[0].cancel()
-        gate.open()
-        for ticket in tickets:
-            await ticket.wait()
+        go_on.set()
+        outcomes = [(await ticket.wait()).status for ticket in tickets]
+    assert outcomes == ["cancelled"] + 15 * ["completed"]
     assert "ended span" not in caplog.text
-    outcomes = sorted(attributes(span)["outcome"] for span in traced.spans("job"))
-    assert outcomes == ["cancelled", "completed", "completed"]
+    *_, batch = traced.spans("batch")
+    assert attributes(batch)["helixnb.jobs"] == 16
+    jobs = {
+        attributes(span)["helixnb.job.id"]: span
+        for span in traced.spans("job")
+        if int(attributes(span)["helixnb.job.id"]) >= 100
+    }
+    cancelled = jobs.pop("100")
+    assert linked(cancelled) == set()
+    assert linked(batch) == ids(list(jobs.values()))
+    assert all(linked(span) == ids([batch]) for span in jobs.values())
 
 
 async def test_what_plain_kernels_trace_in_a_call_with_columns() -> None:
