@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import anyio
@@ -490,6 +491,28 @@ def test_a_burst_is_recorded_bit_by_bit() -> None:
         told.tell()
     told.end("HashMix", 40)  # after silence, at once
     assert told.recorded() == {"HashMix": 1_740}
+
+
+def test_what_waits_is_a_fair_choice() -> None:
+    """However many have come before, or come after, each has the same chance."""
+    waiting = telemetry.Waiting()
+    worked_out: Counter[int] = Counter()
+
+    def value_of(block: int, i: int) -> tuple[float, dict[str, str]]:
+        worked_out[block] += 1
+        return float(i), {"block": str(block)}
+
+    for block in range(20):
+        waiting.add(400, partial(value_of, block))
+    assert worked_out[0] == 400
+    assert worked_out[19] < 60  # those that are let in, in the place of others
+    values = waiting.take(2_000)
+    assert len(values) == 1_000
+    assert len({(value, attributes["block"]) for value, attributes in values}) == 1_000
+    blocks = Counter(attributes["block"] for _, attributes in values)
+    assert len(blocks) == 20
+    assert all(15 < count < 100 for count in blocks.values())  # 50 each, by five deviations
+    assert sum(value < 200 for value, _ in values) in range(420, 581)
 
 
 async def test_jobs_that_run_for_long_are_measured_to_their_end(
