@@ -91,7 +91,7 @@ class RouterConfig:
         it may not be any more; 0.001 or more.
     batch_probe_interval_s
         Seconds after which it batches a few jobs of a kind that seems to gain nothing from that,
-        likewise; 0.001 or more.
+        likewise; 0.001 or more. Where no batch was large enough to tell, `probe_interval_s` counts.
     queue_target_ms
         If all jobs wait this many milliseconds longer than twice what was predicted, for twenty
         times as long, `AdaptivePolicy` lets the newest be served first. 0.001 or more.

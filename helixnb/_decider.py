@@ -35,8 +35,8 @@ class Explanation:
     wait_ms
         How long the job would probably wait for a slot, in milliseconds.
     run_ms
-        How long it would probably run then, and with 95 % probability at most; infinite where
-        nothing is known.
+        How long it would probably run then, and with 95 % probability at most; what the kernel's
+        author declared until enough runs were timed, and infinite for callables.
     p95_ms
         See there.
     latency_budget_ms

@@ -388,6 +388,9 @@ class KindModel:
                 batch_ns += (jobs - 1 - queued) * self.mean_ns
             batch_ns *= self.gains.scale(jobs)
         probe_ns = config.probe_interval_s * 1e9
+        # Where all batches were too small to tell, as under a light load, the next ones may be
+        # larger: the load may have risen.
+        explore_s = config.batch_probe_interval_s if best else config.probe_interval_s
         return make_estimate(
             alone.samples,
             run_ns / 1e3,
@@ -397,10 +400,7 @@ class KindModel:
             now_ns - self.fresh_ns > probe_ns and now_ns - self._probed_ns > probe_ns,
             self._batches
             and best < config.batch_min_gain
-            and (
-                self._explored < EXPLORED
-                or now_ns - self._explored_ns > config.batch_probe_interval_s * 1e9
-            ),
+            and (self._explored < EXPLORED or now_ns - self._explored_ns > explore_s * 1e9),
         )
 
     def note_probe(self, now_ns: int) -> None:

@@ -375,15 +375,20 @@ def test_batch_probes_come_in_bursts() -> None:
     def due(now_ns: int) -> bool:
         return model.estimate(1.0, 0.0, now_ns).batch_probe
 
-    for _ in range(EXPLORED):
-        assert due(0)
-        model.note_batch_probe(0)
-    assert not due(10 * S)
-    for _ in range(EXPLORED):
-        assert due(10 * S + 1)
-        model.note_batch_probe(10 * S + 1)
-    assert not due(20 * S)
-    model.learn_batch(LARGE_BATCH, 8.0, 4e6, 20 * S)
+    def explore(now_ns: int) -> None:
+        for _ in range(EXPLORED):
+            assert due(now_ns)
+            model.note_batch_probe(now_ns)
+        assert not due(now_ns)
+
+    explore(0)
+    model.learn_batch(LARGE_BATCH - 1, 7.0, 1e6, 0)  # too few to tell
+    assert not due(S)
+    explore(S + 1)
+    model.learn_batch(LARGE_BATCH, 8.0, 8e6, S + 1)  # that didn't pay
+    assert not due(11 * S)
+    explore(11 * S + 2)
+    model.learn_batch(LARGE_BATCH, 8.0, 1e6, 11 * S + 2)
     assert not due(10**15)
 
 
