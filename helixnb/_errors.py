@@ -31,8 +31,8 @@ class JobDropped(HelixError):
     reason : str
         Why, such as ``pool_saturated``, ``queue_full`` or ``router_closed``.
     retry_after_s : float or None
-        Seconds after which a new try may succeed, None where waiting would not help or where
-        nothing is known.
+        Seconds after which a new try may succeed, 0 if only that would tell; None where waiting
+        would not help, or where nothing is known.
     """
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:

@@ -195,7 +195,7 @@ class Intake:
             if not entry.model.is_cold:
                 entry.start_by_ns -= entry.predicted_ns * self._settings.stretch
             if now_ns > entry.deadline_ns and entry.strategy is not Strategy.DROP:
-                entry.reroute(Strategy.DROP, "expired")  # while the event loop had other work
+                entry.expire()  # while the event loop had other work
         if entry.reason == "batch_probe":
             entry.model.note_batch_probe(now_ns)
 

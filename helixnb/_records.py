@@ -244,7 +244,8 @@ class Outcome:
     error
         What the kernel raised, if the job failed.
     retry_after_s
-        For a dropped job, seconds after which a new try may succeed, where that is known.
+        For a dropped job, seconds after which a new try may succeed, 0 if only that would tell;
+        None where waiting would not help, or where nothing is known.
     """
 
     job_id: int

@@ -189,6 +189,14 @@ class Entry:
         self.reason = reason
         self.retry_after_s = None
 
+    def expire(self) -> None:
+        """Let the job be dropped, since it has waited until it was too late.
+
+        It was let in, so it might be in time another time; when, the next try will tell.
+        """
+        self.reroute(Strategy.DROP, "expired")
+        self.retry_after_s = 0.0
+
 
 class Ledger:
     """Every job is entered once and settled once; the counts follow from that.

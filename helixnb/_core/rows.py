@@ -132,8 +132,10 @@ class Rows:
             late = rows[(self.status[rows] == PENDING) & (self._queue_ns[rows] == WAITING)]
             late = late[self.deadline_ns[late] < self._ledger.clock()]
             self.reroute(late, Strategy.DROP, "expired")
-            if self.retry_after_s is not None:
-                self.retry_after_s[late] = np.nan
+            if len(late):
+                if self.retry_after_s is None:
+                    self.retry_after_s = np.full(len(self.status), np.nan)
+                self.retry_after_s[late] = 0.0  # as `Entry.expire`
         self.settle(late, Status.DROPPED)
 
     def put_back(self, rows: Array) -> None:

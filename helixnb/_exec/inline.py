@@ -8,7 +8,7 @@ from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
 from helixnb._exec.lanes import CHUNK_NS
 from helixnb._exec.work import call
-from helixnb._records import Status, Strategy
+from helixnb._records import Status
 
 
 def run_on_loop(ledger: Ledger, entry: Entry) -> None:
@@ -32,7 +32,7 @@ def settle_late(backlog: Backlog, ledger: Ledger) -> None:
     """Drop the jobs that waited until it was too late for them."""
     while backlog.late:
         entry = backlog.late.popleft()
-        entry.reroute(Strategy.DROP, "expired")
+        entry.expire()
         ledger.settle(entry, Status.DROPPED)
 
 

@@ -147,7 +147,7 @@ async def test_a_waiting_job_expires_by_the_timer(submit: Submit) -> None:
         assert outcome.strategy is Strategy.DROP
         assert outcome.decided is not Strategy.DROP
         assert outcome.latency_ms >= BRIEF_MS
-        assert outcome.retry_after_s is None
+        assert outcome.retry_after_s == 0
         assert (r.stats().waiting, r.stats().in_flight) == (0, 1)
         gate.open()
     assert gate.ran == [0]
@@ -173,6 +173,7 @@ async def test_columns_expire_by_their_own_budgets() -> None:
         gate.open()
     assert [each.reason for each in outcomes] == ["expired", "large", "expired", "large"]
     assert [each.status for each in outcomes][1::2] == [Status.COMPLETED] * 2
+    assert [each.retry_after_s for each in outcomes] == [0, None, 0, None]
     assert sorted(gate.ran) == [0, 2, 4]
     check_balanced(r.stats())
 
