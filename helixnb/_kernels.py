@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, cast
 import helixnb_kernels
 from helixnb._errors import JobError
 from helixnb._records import Job
-from helixnb_kernels import DerivedKernel
+from helixnb_kernels import DerivedKernel, warm_up
 
 P = ParamSpec("P")
 Function = Callable[..., Any]
@@ -23,6 +23,42 @@ class UserKernel(DerivedKernel):
     def __init__(self, *args: Any, **fields: Any) -> None:
         super().__init__(*args, **fields)
         self._ids = itertools.count()
+
+    def __call__(
+        self,
+        inputs: Any = (),
+        *,
+        id: int = 0,  # noqa: A002  # the field's name
+        compute_cost: int | None = None,
+        **params: Any,
+    ) -> Any:
+        """Return the value that a job would have, computed here and now, without a router.
+
+        Compiles the kernel if it is called before any router has opened with it. Takes some
+        microseconds more than the job's run: for tests, and for trying things out.
+
+        Parameters
+        ----------
+        inputs, compute_cost, params
+            As of `job`.
+        id
+            As of `Job`.
+
+        Raises
+        ------
+        JobError
+            A field can't be, or `compute_cost` is left out although the kernel computes with it.
+        TypeError, ValueError
+            `inputs` or `params` don't fit.
+        KernelError
+            The kernel can't be compiled, or its shared arrays aren't bound.
+        BaseException
+            Whatever the kernel raises.
+        """
+        job = self.job(inputs, id=id, compute_cost=compute_cost, **params)
+        vector, numbers = self.as_inputs(inputs), self.as_params(params)
+        warm_up([self], parallel=False)
+        return self.solo_call(vector, job.compute_cost, job.id, numbers)()
 
     def job(
         self,

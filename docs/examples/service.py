@@ -131,8 +131,9 @@ def retry_headers(wait_s):
 async def run_in_thread(job):
     """Do the same without a router: every job is let in, and waits for as long as it takes."""
     kernel = next(each for each in KERNELS if each.name == job.kind)
-    call = kernel.solo_call(kernel.as_inputs(job.inputs), job.compute_cost, job.id)
-    return await asyncio.to_thread(call)
+    return await asyncio.to_thread(
+        kernel, job.inputs, id=job.id, compute_cost=job.compute_cost, **job.params
+    )
 
 
 # -- The application -----------------------------------------------------------------------------
