@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+import pytest
 
 from helixnb import (
     Decision,
@@ -124,6 +126,16 @@ class Gate:
         for _ in range(jobs):
             if not await anyio.to_thread.run_sync(self._begun.acquire, True, 5):
                 raise TimeoutError("no job began")
+
+
+def debian(program: str, package: str) -> str:
+    """Return where a program is; a test that needs it is skipped where it isn't, but not in CI."""
+    found = shutil.which(program)
+    if found is None:
+        if "HELIXNB_TEST_BROWSER" in os.environ:
+            pytest.fail(f"{program} is missing: install Debian's package {package}")
+        pytest.skip(f"needs {program}, of Debian's package {package}")
+    return found
 
 
 def python(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ import pytest
 import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from support import Always, job
@@ -37,7 +35,6 @@ from helixnb.web import create_app
 from helixnb.workload import HEAVY_KERNELS, calibrate, heavy_mix, light_mix, open_loop
 from helixnb_kernels import BUILT_IN
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror='window.hacked = 1'><b>bold</b>"
 LONG = "a.module." + "long_name_" * 30
 NONE = "\N{EN DASH}"
@@ -49,18 +46,6 @@ expect.set_options(timeout=20_000)
 
 
 # -- A browser, and what it may not do ----------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        if os.environ.get("HELIXNB_TEST_BROWSER"):
-            pytest.fail("HELIXNB_TEST_BROWSER is set, and there is no chromium on the path")
-        pytest.skip("there is no chromium on the path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass
