@@ -25,17 +25,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tables import markdown
 
+from helixnb.workload import bursty, poisson
 from helixnb_kernels import Kernel, warm_up
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SERVICES = {"router": (), "naive": ("--naive",)}
 FACTORS = (0.5, 1.0, 2.0, 4.0)
+PEAK = 4.0
+BURSTS = f"1x, bursts of {PEAK:g}x"
 BUDGET_S = {"/price": 0.050, "/score": 0.010}
 PRICES = 2 / 3
 """The share of requests that go to /price."""
@@ -237,20 +241,22 @@ async def offer(
     port: int,
     service: psutil.Process,
     asked: dict[str, list[Question]],
-    rate: float,
+    arrivals: Iterator[float],
     seconds: float,
     seed: int,
 ) -> Run:
-    """Send requests at random times, `rate` a second, and note what becomes of them."""
+    """Send requests when they are due, and note what becomes of them."""
     clients = Clients(port)
     chosen = draws(asked, seed)
-    draw = random.Random(seed)
     run = Run(seconds)
     tasks = set()
-    due_s = time.monotonic() + 0.1
-    begun_s = due_s + WARM_UP_S
+    start_s = time.monotonic() + 0.1
+    begun_s = start_s + WARM_UP_S
     cpu_s: list[tuple[float, float, float]] = []
-    while due_s < begun_s + seconds:
+    for arrival_s in arrivals:
+        due_s = start_s + arrival_s
+        if due_s >= begun_s + seconds:
+            break
         if (wait_s := due_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
         question = next(chosen)
@@ -262,7 +268,6 @@ async def offer(
         task = asyncio.create_task(clients.ask(question, answer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        due_s += draw.expovariate(rate)
     cpu_s.append(_cpu_s(service))
     run.load_cpu, run.service_cpu, run.all_cpu = (
         (after - before) / seconds for before, after in zip(*cpu_s, strict=True)
@@ -352,7 +357,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="measured time (%(default)s)")
-    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
+    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS, help="%(default)s")
+    parser.add_argument("--no-bursts", action="store_true", help="leave the last row out")
     parser.add_argument("--capacity", type=float, help="what 1x is; by default it is measured")
     parser.add_argument("--seed", type=int, default=1, help="of requests and times (%(default)s)")
     parser.add_argument("--json", type=Path, help="write all answers to a file too")
@@ -370,17 +376,21 @@ def main() -> None:
                 found[name] = asyncio.run(find_capacity(port, asked, options.seconds))
             say(f"capacity, {name}: {found[name]:,.1f}/s")
         capacity = max(found.values())
-    runs: dict[tuple[float, str], Run] = {}
-    for i, factor in enumerate(options.factors):
+    loads = {f"{factor:g}x": partial(poisson, factor * capacity) for factor in options.factors}
+    if not options.no_bursts:
+        loads[BURSTS] = partial(bursty, capacity, peak=PEAK)
+    runs: dict[tuple[str, str], Run] = {}
+    for i, (load, arrivals) in enumerate(loads.items()):
         for name in list(SERVICES)[:: -1 if i % 2 else 1]:
             with served(name) as (port, process):
-                runs[factor, name] = asyncio.run(
-                    offer(port, process, asked, factor * capacity, options.seconds, options.seed)
+                due = arrivals(options.seed)
+                runs[load, name] = asyncio.run(
+                    offer(port, process, asked, due, options.seconds, options.seed)
                 )
-            say(f"{factor:g}x, {name}: done")
+            say(f"{load}, {name}: done")
     rows = [
-        cells(f"{factor:g}x", name, endpoint, runs[factor, name])
-        for factor in options.factors
+        cells(load, name, endpoint, runs[load, name])
+        for load in loads
         for name in SERVICES
         for endpoint in BUDGET_S
     ]
@@ -394,7 +404,7 @@ def main() -> None:
     )
     used = [
         (
-            f"{factor:g}x",
+            load,
             name,
             f"{run.service_cpu:.2f}",
             f"{run.load_cpu:.2f}",
@@ -402,7 +412,7 @@ def main() -> None:
             f"{statistics.quantiles(_lateness_ms(run), n=100)[49]:.2f}",
             f"{statistics.quantiles(_lateness_ms(run), n=100)[98]:.2f}",
         )
-        for (factor, name), run in sorted(runs.items())
+        for (load, name), run in runs.items()
     ]
     headings = (
         *("offered", "service", "its CPUs", "the load's", "others'", "sent late, p50 ms", "p99 ms"),
@@ -410,8 +420,8 @@ def main() -> None:
     print(f"\n{markdown(headings, used, (0, 1))}")
     if options.json is not None:
         everything = [
-            {"factor": factor, "service": name, **dataclasses.asdict(run)}
-            for (factor, name), run in runs.items()
+            {"offered": load, "service": name, **dataclasses.asdict(run)}
+            for (load, name), run in runs.items()
         ]
         options.json.write_text(json.dumps(everything))
 
