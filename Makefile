@@ -6,7 +6,7 @@ SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '
 
 .PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry \
     bench-watchers bench-soak bench-overload bench-learning bench-service \
-    screenshots peers dev clean
+    screenshots plots peers dev clean
 
 demo: .venv/demo.done $(if $(findstring --web,$(ARGS)),.venv/web.done)
 	$(BIN)/python -P -m helixnb $(ARGS)
@@ -20,8 +20,10 @@ lint: .venv/test.done .venv/lint.done
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-docs: .venv/docs.done
+# The site: warnings are errors, notebooks run, and then its links and pages are looked at.
+docs: .venv/docs.done .venv/test.done
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	HELIXNB_TEST_SITE=docs/_build/html $(BIN)/pytest -q tests/test_site.py
 
 # asv's own file about the machine goes below .asv, with its environments.
 ASV := HOME=$(CURDIR)/.asv ../$(BIN)/asv
@@ -71,6 +73,12 @@ screenshots: .venv/bench.done
 bench-overload: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python overload.py $(ARGS)
 
+# Draws docs/images/history.svg from what asv has kept; with OVERLOAD=FILE, which bench-overload has
+# written, its pictures too.
+plots: .venv/docs.done
+	$(BIN)/python asv_bench/plots.py history
+	$(if $(OVERLOAD),$(BIN)/python asv_bench/plots.py overload $(OVERLOAD))
+
 # How well AdaptivePolicy predicts, and how it follows what changes: costs, a disturbance, another
 # process, gains from batches. About three minutes. ARGS="--only predictions change".
 bench-learning: .venv/bench.done
@@ -86,7 +94,7 @@ bench-watchers: .venv/bench.done
 bench-service: .venv/bench.done
 	cd asv_bench && ../$(BIN)/python service_load.py $(ARGS)
 
-# Writes docs/peers.md and its plot; takes some minutes, so leave the machine to it.
+# Writes docs/performance/peers.md and its plot; takes some minutes, so leave the machine to it.
 peers: .venv/peers.done
 	cd asv_bench && ../$(BIN)/python peers.py --write ../docs $(ARGS)
 

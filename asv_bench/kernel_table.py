@@ -1,4 +1,4 @@
-"""Print the kernel table of docs/performance.md, measured in one run on this machine."""
+"""Print the kernel table of docs/performance/index.md, measured in one run on this machine."""
 
 from __future__ import annotations
 

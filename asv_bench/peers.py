@@ -1,4 +1,4 @@
-"""Run the same jobs through helixnb and through what one would pick instead; write docs/peers.md.
+"""Run the same jobs through helixnb and what one would pick instead: docs/performance/peers.md.
 
 All jobs are there at the start, in one process, on one event loop. Each peer is opened, warmed up
 and closed around every run; what is timed is the jobs alone. The rounds are interleaved, so that
@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -32,6 +31,7 @@ from peer_runs import (
     Results,
     measure_all,
 )
+from plots import DOCS, INK, OURS, THEIRS
 
 from helixnb import Job
 from helixnb_kernels import threading_layer
@@ -97,7 +97,7 @@ medians of {rounds} interleaved rounds in one process; the thin lines in the plo
 to the most of them. Compare the rows, not the machines. Every answer was compared with that of a
 solo run, and none was missing. `make peers` runs all of this and writes this page.
 
-![Throughput and loop lag of each peer on asyncio](images/peers.svg)
+![Throughput and loop lag of each peer on asyncio](../images/peers.svg)
 """
 
 ROWS = """\
@@ -119,7 +119,7 @@ helixnb has its default configuration, `StaticPolicy`, and a `queue_capacity` of
 there are. Jobs have no budget, and all declare `scaling_potential=1.0`, since this policy drops
 what doesn't scale while slots are busy. So nothing is dropped, which each run checks. The light mix
 is `helixnb.workload.light_mix`, whose jobs take a few microseconds solo (see
-[the kernels](performance.md)); the heavy mix is HashMix jobs of about 1 ms.
+[the kernels](index.md#the-kernels)); the heavy mix is HashMix jobs of about 1 ms.
 
 {versions}.
 """
@@ -146,26 +146,12 @@ def page(results: Results, mixes: dict[str, list[Job]], rounds: int) -> str:
     return "\n".join(parts)
 
 
-INK = "#7a7a7a"  # as far from white as from a dark page
-OURS, THEIRS = "#3b82c4", "#9b9b9b"
 LEAST_LAG_MS, MOST_LAG_MS = 0.1, 20_000  # where the logarithmic bars begin, and could end
 
 
 def plot(results: Results, mixes: dict[str, list[Job]], file: Path, loop: str = "asyncio") -> None:
     """Draw throughput and loop lag, one line of panels a mix."""
-    style: dict[Any, Any] = {
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "axes.titlecolor": INK,
-        "font.sans-serif": ["DejaVu Sans"],  # the whole list of fallbacks would stand at each text
-        "font.size": 9,
-        "svg.fonttype": "none",  # text stays text, which is a third of the size
-        "svg.hashsalt": "helixnb",  # the same figures give the same file
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
-    with rc_context(style):
+    with rc_context(fname=DOCS / "plots.mplstyle"):
         figure = Figure(figsize=(9, 2.6 * len(mixes)), layout="constrained")
         grid = figure.subplots(len(mixes), 2, sharey=True, squeeze=False)
         for (rates, lags), (mix, jobs) in zip(grid, mixes.items(), strict=True):
@@ -218,7 +204,7 @@ def main() -> None:
     if options.write is None:
         print(text)
     else:
-        (options.write / "peers.md").write_text(text, encoding="utf-8")
+        (options.write / "performance" / "peers.md").write_text(text, encoding="utf-8")
         plot(results, mixes, options.write / "images" / "peers.svg")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import python
@@ -17,6 +18,7 @@ import helixnb
 import helixnb_kernels
 
 ROOT = Path(__file__).parents[1]
+TEST = re.compile(r"^(?:async )?def test_", re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 pytestmark = pytest.mark.slow
@@ -104,9 +106,25 @@ def blocks() -> list[object]:
     return found
 
 
+def test_examples_were_found() -> None:
+    """Those of the README are among them, and tests are."""
+    found: Any = blocks()
+    assert any(each.id.startswith("README.md") for each in found)
+    assert any(TEST.search(each.values[0]) for each in found)
+
+
 @pytest.mark.parametrize("code", blocks())
 def test_examples_run(code: str, tmp_path: Path) -> None:
-    """Each example is a program that runs as it stands."""
+    """Each example is a program that runs as it stands, or tests that pass."""
     (tmp_path / "example.py").write_text(code)
-    done = python(str(tmp_path / "example.py"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    if not (tests := TEST.findall(code)):
+        done = python("example.py", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return
+    (tmp_path / "pytest.ini").touch()  # whatever directory this is in, nothing else configures it
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "example.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Nothing was skipped, and nothing warned of: the last line would say so.
+    passed = re.fullmatch(r"(\d+) passed in .*", done.stdout.splitlines()[-1])
+    assert passed is not None, done.stdout
+    assert int(passed[1]) >= len(tests)

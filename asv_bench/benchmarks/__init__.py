@@ -1,1 +1,1 @@
-"""Benchmarks for asv; see docs/performance.md for how to run them."""
+"""Benchmarks for asv; see docs/performance/index.md for how to run them."""
