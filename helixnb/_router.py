@@ -121,6 +121,10 @@ class Router:
         self._progress = progress
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
+        if isinstance(kernels, Kernel):
+            raise TypeError(
+                f"kernels must be a list of kernels, got the kernel {kernels.name} alone"
+            )
         for kernel in kernels:
             self._check_new(kernel)
             self._kernels[kernel.name] = kernel

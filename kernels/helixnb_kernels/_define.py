@@ -203,6 +203,7 @@ def _arguments(
         if name not in declared:
             raise KernelError(
                 f"{where} must take only {', '.join(declared)} after the inputs, but takes {name!r}"
+                ": declare it in params, if each job brings its own, or in shared"
             )
     for name in (*params, *shared):
         if name not in rest:

@@ -243,7 +243,12 @@ def takes_nothing() -> int:
 @pytest.mark.parametrize(
     ("function", "options", "error", "message"),
     [
-        (with_extra, {}, KernelError, r"test_define.py:\d+\) must take only compute_cost, job_id"),
+        (
+            with_extra,
+            {},
+            KernelError,
+            r"test_define.py:\d+\) must take only compute_cost, job_id .*: declare",
+        ),
         (one, {"params": {"rate": "float64"}}, KernelError, "doesn't take 'rate', which is decl"),
         (with_default, {}, KernelError, r"must take plain arguments only, but takes \*rest"),
         (takes_nothing, {}, KernelError, "must take the inputs first, but takes nothing"),

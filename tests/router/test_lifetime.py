@@ -414,6 +414,7 @@ async def test_a_thread_that_cant_be_started(
     [
         ({"config": 5}, "config must be a RouterConfig, got 5"),
         ({"policy": 5}, "policy must have a method decide, got 5"),
+        ({"kernels": HASH_MIX}, "kernels must be a list of kernels, got the kernel HashMix alone"),
     ],
 )
 def test_a_router_that_cant_be(arguments: dict[str, Any], message: str) -> None:
