@@ -303,6 +303,8 @@ def test_an_interrupt_cancels_the_call() -> None:
         """if True:
         import os, signal, threading, time
         from helixnb import BlockingRouter, RouterConfig
+        # What a shell runs in the background ignores it, and so would this.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with BlockingRouter(RouterConfig(cpu_parallelism=1)) as router:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             began = time.monotonic()
