@@ -25,6 +25,7 @@ html_favicon = "../helixnb/web/icon.svg"
 default_role = "py:obj"  # in docstrings; what is no public name stays as it is
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
