@@ -22,6 +22,9 @@ T = TypeVar("T")
 LARGE = 16_384
 """Jobs from which on what NumPy does with them takes a thread: a millisecond and more."""
 
+LONG = 16
+"""Inputs that take as long as a job."""
+
 SLICE = 64
 """Jobs that are handled in Python between two looks at the clock."""
 
@@ -60,6 +63,8 @@ class Block:
         Whether each has a budget.
     work
         What the time of each depends on; see `Entry`.
+    cold
+        Whether that is what the kernel's author declared, since too little was measured.
     predicted_ns
         How long each should take alone.
     """
@@ -71,6 +76,7 @@ class Block:
     latency_budget_ms: Array
     bounded: Array
     work: Array
+    cold: bool
     predicted_ns: Array
 
     def __len__(self) -> int:
@@ -133,7 +139,8 @@ def kernel_of(job: Job | JobBlock, kernels: Mapping[str, Kernel]) -> Kernel:
     kernel = kernels.get(job.kind)
     if kernel is None:
         raise UnknownKindError(
-            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}"
+            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}: "
+            "a router has the kernels that it was given"
         )
     return kernel
 
@@ -175,13 +182,18 @@ async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], costs: CostModel, turns:
         flat.append(joined)
         lengths += own_lengths
         await turns.pass_on()
-    columns = kernel.as_columns(
-        np.concatenate(flat),
-        np.cumsum([0, *lengths]),
-        np.array([job.compute_cost for job in jobs], np.uint64),
-        np.array([job.id for job in jobs], np.uint64),
-        {name: np.array([each[k] for each in params]) for k, name in enumerate(kernel.params)},
-    )
+
+    def convert() -> Columns:
+        return kernel.as_columns(
+            np.concatenate(flat),
+            np.cumsum([0, *lengths]),
+            np.array([job.compute_cost for job in jobs], np.uint64),
+            np.array([job.id for job in jobs], np.uint64),
+            {name: np.array([each[k] for each in params]) for k, name in enumerate(kernel.params)},
+        )
+
+    # Few jobs of thousands of numbers each are as long to copy.
+    columns = await turns.call(convert, max(len(jobs), sum(lengths) // LONG))
     return await _block(
         kernel,
         columns,
@@ -218,6 +230,7 @@ async def _block(
         latency_budget_ms=latency_budget_ms,
         bounded=~np.isnan(latency_budget_ms),
         work=work,
+        cold=model.is_cold,
         predicted_ns=model.predict_ns(work, work),
     )
 

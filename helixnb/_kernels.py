@@ -110,6 +110,8 @@ def _with_jobs(
 ) -> Callable[P, Callable[[Function], UserKernel]]:
     @functools.wraps(make)
     def kernel(*args: P.args, **options: P.kwargs) -> Callable[[Function], UserKernel]:
+        if args:
+            raise TypeError("kernel takes names: write @kernel(inputs=..., returns=...)")
         options["kernel_class"] = UserKernel
         decorate = make(*args, **options)
         return cast("Callable[[Function], UserKernel]", decorate)

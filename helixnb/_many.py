@@ -82,7 +82,8 @@ class Many:
         self._workers = workers
         self._clock = ledger.clock
         self._planners = anyio.CapacityLimiter(1)
-        self._paces: defaultdict[Kernel, Pace] = defaultdict(Pace)
+        # Paces are relative to predictions, and those of a cold kind may be off by any factor.
+        self._paces: defaultdict[tuple[Kernel, bool], Pace] = defaultdict(Pace)
 
     async def run(
         self, jobs: JobColumns | Iterable[Job], kernels: Mapping[str, Kernel]
@@ -161,8 +162,8 @@ class Many:
         self, blocks: Sequence[Block], order: Array | None, turns: Turns
     ) -> Candidates:
         scales = [
-            self._paces[block.kernel].scale
-            if block.kernel in self._paces
+            self._paces[block.kernel, block.cold].scale
+            if (block.kernel, block.cold) in self._paces
             else block.model.gains.scale(len(block))
             for block in blocks
         ]
@@ -328,7 +329,7 @@ def _placed(
     books: list[Rows],
     room: int,
     backlog: Backlog,
-    paces: Mapping[Kernel, Pace],
+    paces: Mapping[tuple[Kernel, bool], Pace],
     trace: CallSpan | None,
 ) -> _Plan:
     """Say where each job goes; as good as pure, and so for any thread.
@@ -350,7 +351,7 @@ def _placed(
             rows,
             ranks[start : start + len(block)],
             backlog=backlog,
-            pace=paces[block.kernel],
+            pace=paces[block.kernel, block.cold],
             trace=trace,
         )
         plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))

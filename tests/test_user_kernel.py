@@ -70,3 +70,10 @@ def test_shared_arrays_come_first() -> None:
 
     with pytest.raises(KernelError, match="bind its shared arrays first"):
         weighted([1.0])
+
+
+def test_the_decorator_takes_names() -> None:
+    """Without parentheses it would be given the function."""
+    with pytest.raises(TypeError, match=r"write @kernel\(inputs=\.\.\., returns=\.\.\.\)"):
+        make: Any = helixnb.kernel
+        make(lambda x: x)
