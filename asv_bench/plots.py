@@ -66,7 +66,7 @@ HISTORY: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 def panels(file: Path, rows: int, columns: int) -> Iterator[list[Axes]]:
     """Give some axes to draw in, row by row, and write them."""
     with rc_context(fname=DOCS / "plots.mplstyle"):
-        drawing = Figure(figsize=(9, 3.4 * rows if rows == 1 else 2.5 * rows), layout="constrained")
+        drawing = Figure(figsize=(9, 3.4 if rows == 1 else 2.5 * rows), layout="constrained")
         yield list(drawing.subplots(rows, columns, squeeze=False).flat)
         file.parent.mkdir(exist_ok=True)
         drawing.savefig(file, metadata={"Date": None})

@@ -104,7 +104,8 @@ class RouterConfig:
         OpenMP. Changed on a running router to ``"auto"``, it is for kernels added from then on.
     max_job_s
         Seconds of predicted work from which on a job is dropped (``too_large``): a thread can't
-        be stopped, so this bounds how long leaving the router may take. 0 or more. What is not
+        be stopped, so this bounds for how long a single job, not a batch of them, may keep the
+        router from being left. 0 or more. What is not
         predicted, the callables of `Router.run`, isn't bounded.
     drain_timeout_s
         How long closing waits for jobs in flight, in seconds; 0 or more.

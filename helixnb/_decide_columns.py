@@ -274,6 +274,7 @@ def _adaptive_rows(
             _excess_of(
                 code,
                 budget_ns,
+                budget_ms[i] * 1e6,
                 p95_ns * stretch if warm else 0.0,
                 waiting,
                 wait_ns,

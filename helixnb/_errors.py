@@ -31,7 +31,7 @@ class JobDropped(HelixError):
     reason : str
         Why, such as ``pool_saturated``, ``queue_full`` or ``router_closed``.
     retry_after_s : float or None
-        Seconds after which a new try may succeed, 0 if only that would tell; None where waiting
+        Seconds after which a new try may succeed, 0 where only that tells; None where waiting
         would not help, or where nothing is known.
     """
 

@@ -71,6 +71,8 @@ def entry_of_call(
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
+    if isinstance(inner, Kernel):
+        raise TypeError(f"function must not be a kernel: submit {inner.name}.job(...) instead")
     for each in (inner, type(inner).__call__):
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
             raise TypeError(f"function must not be a coroutine function, got {function!r}")

@@ -244,7 +244,7 @@ class Outcome:
     error
         What the kernel raised, if the job failed.
     retry_after_s
-        For a dropped job, seconds after which a new try may succeed, 0 if only that would tell;
+        For a dropped job, seconds after which a new try may succeed, 0 where only that tells;
         None where waiting would not help, or where nothing is known.
     """
 

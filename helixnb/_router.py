@@ -496,7 +496,8 @@ class Router:
         Raises
         ------
         TypeError
-            `function` isn't callable, or is a coroutine function: await it instead.
+            `function` isn't callable, is a coroutine function: await it instead; or is a kernel:
+            submit a job of it.
         JobError, RouterStateError
             As `submit`.
         """

@@ -122,7 +122,8 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return
     (tmp_path / "pytest.ini").touch()  # whatever directory this is in, nothing else configures it
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "example.py", cwd=tmp_path)
+    options = ("-q", "--color=no", "-p", "no:cacheprovider")
+    done = python("-m", "pytest", *options, "example.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     # Nothing was skipped, and nothing warned of: the last line would say so.
     passed = re.fullmatch(r"(\d+) passed in .*", done.stdout.splitlines()[-1])

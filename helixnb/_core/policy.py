@@ -161,6 +161,7 @@ class AdaptivePolicy:
         excess_ns = excess_of(
             code,
             budget_ns,
+            math.inf if budget_ms is None else budget_ms * 1e6,
             p95_ns * stretch if warm else 0.0,
             load.waiting,
             wait_ns,

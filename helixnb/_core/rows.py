@@ -104,6 +104,8 @@ class Rows:
         """Let some jobs run otherwise than decided."""
         self.strategy[rows] = strategy.code
         self.reason[rows] = self._code(reason)
+        if self.retry_after_s is not None:
+            self.retry_after_s[rows] = np.nan
 
     def _code(self, reason: str) -> int:
         if reason not in self.reasons:

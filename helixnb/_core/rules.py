@@ -195,6 +195,7 @@ def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no 
 def excess_of(
     code: int,
     budget_ns: float,
+    whole_ns: float,
     own_ns: float,
     waiting: int,
     wait_ns: float,
@@ -207,11 +208,14 @@ def excess_of(
 
     Parameters
     ----------
+    budget_ns, whole_ns
+        What is left of the budget, and all of it: what the event loop's lag took of it may be
+        there another time.
     own_ns
         What the job takes by itself.
     """
     if code == DROP_INFEASIBLE:
-        return wait_ns + own_ns - budget_ns if own_ns <= budget_ns else math.nan
+        return wait_ns + own_ns - budget_ns if own_ns <= whole_ns else math.nan
     if code == DROP_FULL:
         share = (waiting + 1 - queue_capacity) / (waiting + 1)
         return max(wait_ns - max_wait_ns, wait_ns * share, 0.0)

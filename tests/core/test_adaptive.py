@@ -108,6 +108,11 @@ def test_when_to_retry_what_is_infeasible() -> None:
     # It takes 4 ms on half a CPU.
     assert decide(busy(cpu_left=1), known(1_000, 2_000), 3).retry_after_s is None
     assert decide(Load(), known(1_000, 2_000), 1.9).retry_after_s is None
+    # What the event loop's lag, or the way here, took of the budget may be there another time.
+    late = decide(Load(loop_lag_ms=7), known(8, 8), 6)
+    assert late.reason == "infeasible"
+    assert late.retry_after_s == pytest.approx(1.008e-3)
+    assert decide(Load(elapsed_ms=7), known(8, 8), 6).retry_after_s == pytest.approx(1.008e-3)
 
 
 @pytest.mark.parametrize(
@@ -409,8 +414,11 @@ def test_what_is_cheaper_to_run_than_to_drop_is_not_dropped(
 def relieved(load: Load, dropped: Decision) -> Load:
     """Return a load as it should be when it is time to retry."""
     retry_s = (dropped.retry_after_s or 0.0) * ABOVE + 1e-9
+    lag_ms = max(0.0, load.loop_lag_ms - 1e3 * retry_s)
     if dropped.reason == "loop_saturated":
-        return dataclasses.replace(load, loop_lag_ms=max(0.0, load.loop_lag_ms - 1e3 * retry_s))
+        return dataclasses.replace(load, loop_lag_ms=lag_ms)
+    if dropped.reason == "infeasible":  # the loop gets round to things too, and the job is new
+        load = dataclasses.replace(load, loop_lag_ms=lag_ms, elapsed_ms=0.0)
     done_s = retry_s * max(0.1, min(2.0, load.cpu_left))
     return dataclasses.replace(
         load,

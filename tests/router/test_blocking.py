@@ -307,7 +307,6 @@ def test_an_interrupt_cancels_the_call() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with BlockingRouter(RouterConfig(cpu_parallelism=1)) as router:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-            began = time.monotonic()
             try:
                 router.run(time.sleep, 1.0, compute_cost=10**6)
             except KeyboardInterrupt:

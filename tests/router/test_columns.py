@@ -327,14 +327,15 @@ async def test_too_large_and_a_policy_of_the_users() -> None:
         def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Any) -> Decision:
             seen.append(job)
             if job.id % 2:
-                return Decision(Strategy.DROP, "odd")
+                return Decision(Strategy.DROP, "odd", 1.5)
             return Decision(Strategy.BATCH, "even")
 
-    costs = np.array([640, 640, 2**63, 640], np.uint64)
+    costs = np.array([640, 640, 2**63, 2**63], np.uint64)
     columns = JobColumns([block(4, compute_cost=costs, latency_budget_ms=[9e6, NAN, 5, 6])])
     async with router(policy=Odd(), max_job_s=1) as r:
         outcomes = await r.submit_many(columns)
-    assert [each.reason for each in outcomes] == ["even", "odd", "too_large", "odd"]
+    assert [each.reason for each in outcomes] == ["even", "odd", "too_large", "too_large"]
+    assert [each.retry_after_s for each in outcomes] == [None, 1.5, None, None]
     assert [each.decided for each in outcomes] == [Strategy.BATCH, Strategy.DROP] * 2
     assert [each.latency_budget_ms for each in seen] == [9e6, None, 5, 6]
     assert seen[2].compute_cost == 2**63
@@ -619,7 +620,8 @@ async def test_what_a_cold_kind_took_is_no_measure_later() -> None:
         return total
 
     summed.bind(table=np.ones(20_000))  # 20 us a job, and not 1 ns
-    async with helixnb.Router(RouterConfig(cpu_parallelism=2), kernels=[summed]) as r:
+    config = RouterConfig(cpu_parallelism=2, max_loop_lag_ms=1e9)
+    async with helixnb.Router(config, kernels=[summed]) as r:
         assert (await r.submit_many([summed.job([1.0])] * 50)).status.max() == 0
         jobs = [summed.job([2.0], latency_budget_ms=20_000.0)] * 500
         outcomes = await r.submit_many(jobs)  # a matter of 10 ms

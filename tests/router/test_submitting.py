@@ -38,6 +38,7 @@ from helixnb import (
     Strategy,
     UnknownKindError,
 )
+from helixnb.workload import asian_call
 
 pytestmark = pytest.mark.anyio
 
@@ -244,6 +245,8 @@ async def test_run_refuses_coroutine_functions(function: Callable[..., Any]) -> 
             await r.run(3, compute_cost=1)  # type: ignore[arg-type]
         with pytest.raises(JobError, match="compute_cost must lie in"):
             await r.run(len, "", compute_cost=-1)
+        with pytest.raises(TypeError, match=r"a kernel: submit AsianCall.job\(\.\.\.\) instead"):
+            await r.run(functools.partial(asian_call, [1.0]), compute_cost=1)
         assert r.stats().submitted == 0
 
 

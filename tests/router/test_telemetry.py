@@ -513,6 +513,10 @@ def test_what_waits_is_a_fair_choice() -> None:
     assert len(blocks) == 20
     assert all(15 < count < 100 for count in blocks.values())  # 50 each, by five deviations
     assert sum(value < 200 for value, _ in values) in range(420, 581)
+    for block, jobs in enumerate((2_000, 0, 100_000)):
+        waiting.add(jobs, partial(value_of, block))
+    blocks = Counter(attributes["block"] for _, attributes in waiting.take(2_000))
+    assert blocks["2"] > 950  # 980, by five deviations
 
 
 async def test_jobs_that_run_for_long_are_measured_to_their_end(
