@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
@@ -58,6 +59,7 @@ class BlockingRouter:
         **given: Any,
     ) -> None:
         self._router = Router(config, **given)
+        self._lifetime = self._router._lifetime  # noqa: SLF001  # of this package
         self._backend = backend
         self._backend_options = backend_options
         self._portal: BlockingPortal | None = None
@@ -85,16 +87,15 @@ class BlockingRouter:
             if self._pid:
                 raise RouterStateError("a router opens once; make a new one")
             self._pid = os.getpid()
+        _open.add(self)
         self._loop.start()
         try:
             self._ready.wait()
-        except BaseException:  # somebody is impatient: kernels that compile can't be stopped
+        except BaseException:  # somebody is impatient; the kernel that compiles is the last one
             self._stop_soon()
             raise
         if self._portal is None:
             self.close()
-        else:
-            threading.Thread(target=self._close_with_program, daemon=True).start()
         return self
 
     def close(self) -> None:
@@ -113,6 +114,8 @@ class BlockingRouter:
         self._check_process()
         if threading.current_thread() is self._loop:
             raise RouterStateError("a router can't be closed by its own event loop")
+        if self._lifetime.runs_this:
+            raise RouterStateError("a router can't be closed by one of its own jobs")
         self._stop_soon()
         self._loop.join()
         failure, self._failure = self._failure, None
@@ -142,33 +145,34 @@ class BlockingRouter:
             self._failure = error
         finally:
             self._portal = None
+            _open.discard(self)
             self._ready.set()
 
     async def _serve(self) -> None:
         async with BlockingPortal() as portal:
+            self._leaving = anyio.Event()
+            self._portal = portal
             try:
-                async with self._router:
-                    self._leaving = anyio.Event()
-                    self._portal = portal
-                    self._ready.set()
-                    if not self._stops:
-                        await self._leaving.wait()
-                    if self._hurries:
-                        self._router.reconfigure(drain_timeout_s=0.0)
+                if self._stops:
+                    return
+                await self._router.open()
+                self._ready.set()
+                await self._leaving.wait()
+                await (self._lifetime.close(0.0) if self._hurries else self._router.close())
             except Exception as error:  # kept from the portal, which would wrap it
                 self._failure = error
 
     def _stop_soon(self) -> None:
         self._stops = True
-        portal, leaving = self._portal, self._leaving
-        if portal is not None and leaving is not None:
+        portal = self._portal
+        if portal is not None:
             with contextlib.suppress(RuntimeError):  # it ends already
-                portal.start_task_soon(leaving.set)
+                portal.start_task_soon(self._stop)
 
-    def _close_with_program(self) -> None:
-        """Close when the program ends, which waits for the event loop's thread."""
-        threading.main_thread().join()
-        self._stop_soon()
+    def _stop(self) -> None:
+        assert self._leaving is not None  # there as long as the portal
+        self._leaving.set()
+        self._lifetime.stop_opening()
 
     # -- Calls --------------------------------------------------------------------------------
 
@@ -347,3 +351,16 @@ def wait_for(future: Future[Any], timeout_s: float | None) -> Any:
     except BaseException:
         future.cancel()
         raise
+
+
+_open: weakref.WeakSet[BlockingRouter] = weakref.WeakSet()
+
+
+def _close_with_program() -> None:
+    """Close what is open when the main thread ends, which then waits for the event loops."""
+    for router in list(_open):
+        router._stop_soon()  # noqa: SLF001  # of this module's own class
+
+
+# `atexit` comes after the wait; this is what `concurrent.futures` ends its threads by.
+threading._register_atexit(_close_with_program)  # type: ignore[attr-defined]  # noqa: SLF001

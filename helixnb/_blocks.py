@@ -33,9 +33,10 @@ class Turns:
     """Lets the event loop turn about once a millisecond of work.
 
     `limiter` bounds the threads that plan; anyio's own may be used up by those who wait for us.
+    None sends no thread: a router that is closed has nothing to plan.
     """
 
-    def __init__(self, clock: Callable[[], int], limiter: anyio.CapacityLimiter) -> None:
+    def __init__(self, clock: Callable[[], int], limiter: anyio.CapacityLimiter | None) -> None:
         self._clock = clock
         self._limiter = limiter
         self._ends_ns = clock() + CHUNK_NS
@@ -48,7 +49,7 @@ class Turns:
 
     async def call(self, function: Callable[[], T], jobs: int) -> T:
         """Call what handles so many jobs by NumPy: in a thread, if they are many."""
-        if jobs < LARGE:
+        if jobs < LARGE or self._limiter is None:
             return function()
         return await anyio.to_thread.run_sync(function, limiter=self._limiter)
 

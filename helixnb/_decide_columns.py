@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -302,10 +302,11 @@ adaptive_rows = jit(
 )(_adaptive_rows)
 
 
-def warm_up() -> None:
-    """Compile the rules, or read them from the disk cache."""
-    compile_once(static_rows)
-    compile_once(adaptive_rows)
+def warm_up(stop: Callable[[], bool]) -> None:
+    """Compile the rules, or read them from the disk cache; what is left is left, once `stop()`."""
+    for rows in (static_rows, adaptive_rows):
+        if not stop():
+            compile_once(rows)
 
 
 Decided = tuple[Array, list[Decision], Array | None]

@@ -103,7 +103,7 @@ class Many:
         trace: CallSpan | None,
     ) -> Outcomes:
         await anyio.lowlevel.checkpoint()  # even if every job will be dropped
-        turns = Turns(self._clock, self._planners)
+        turns = Turns(self._clock, self._planners if self._settings.is_open else None)
         blocks, order = await checked_blocks(jobs, kernels, self._costs, turns)
         settled = anyio.Event()
 
@@ -114,21 +114,9 @@ class Many:
         new_rows = functools.partial(
             Rows, self._ledger, arrived_ns, check_settled, hold=self._settings.is_adaptive
         )
-        candidates = await self._candidates(blocks, order, turns)
-        now_ns = self._clock()
-        load = self._decider.load(now_ns, now_ns - arrived_ns, None, sharers=len(candidates))
-        decided = await self._decide(blocks, order, candidates, load, turns)
-        config = self._settings.config
-        books = await turns.call(
-            lambda: _booked(blocks, order, decided, config, new_rows), len(candidates)
+        books, plan, decided, carried = await self._plan(
+            blocks, order, new_rows, arrived_ns, turns, trace
         )
-        plan = await self._place(blocks, order, books, turns, trace)
-        if not self._settings.is_open:  # since when, is not for the books to say
-            for part in plan.queued:
-                part.abandon()
-            closed = np.full(len(candidates), DROP_CLOSED, np.uint8), list(DECISIONS), None
-            books = _booked(blocks, order, closed, config, new_rows)
-            plan = _placed(blocks, order, books, 0, self._backlog, self._paces, None)
         if trace is not None:
             trace.books = books
         # From here to the queues nothing awaits, so that nobody sees half of it.
@@ -142,7 +130,7 @@ class Many:
                 if len(rows.probes):
                     block.model.note_probe(self._clock())
             if is_logging():
-                _log(blocks, order, books, decided, Carried(load, candidates))
+                _log(blocks, order, books, decided, carried)
             self._workers.look(lane)
             self._workers.expect(lane.expire(self._clock()))
             for part in plan.inline:
@@ -157,6 +145,36 @@ class Many:
             self._workers.remove(lane)
             lane.abandon()
         return Outcomes(map(BlockOutcomes, books), order)
+
+    async def _plan(
+        self,
+        blocks: list[Block],
+        order: Array | None,
+        new_rows: Callable[..., Rows],
+        arrived_ns: int,
+        turns: Turns,
+        trace: CallSpan | None,
+    ) -> tuple[list[Rows], _Plan, Decided, Carried]:
+        """Decide for all jobs, make their books, and say where they go."""
+        config = self._settings.config
+        candidates = await self._candidates(blocks, order, turns)
+        now_ns = self._clock()
+        load = self._decider.load(now_ns, now_ns - arrived_ns, None, sharers=len(candidates))
+        plan = None
+        if self._settings.is_open:
+            decided = await self._decide(blocks, order, candidates, load, turns)
+            books = await turns.call(
+                lambda: _booked(blocks, order, decided, config, new_rows), len(candidates)
+            )
+            plan = await self._place(blocks, order, books, turns, trace)
+        if plan is None or not self._settings.is_open:  # since when, is not for the books to say
+            for part in plan.queued if plan is not None else ():
+                part.abandon()
+            closed = np.full(len(candidates), DROP_CLOSED, np.uint8)
+            decided = closed, list(DECISIONS), None
+            books = _booked(blocks, order, decided, config, new_rows)
+            plan = _placed(blocks, order, books, 0, self._backlog, self._paces, None)
+        return books, plan, decided, Carried(load, candidates)
 
     async def _candidates(
         self, blocks: Sequence[Block], order: Array | None, turns: Turns

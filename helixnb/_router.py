@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
-import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import anyio
 
 from helixnb._blocks import kernel_of
 from helixnb._config import RouterConfig
@@ -30,10 +27,11 @@ from helixnb._exec.gil import yield_gil
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, measure_hop_us
 from helixnb._intake import Intake, entry_of, entry_of_call
+from helixnb._lifetime import Lifetime
 from helixnb._many import Many
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
-from helixnb._records import Job, Outcome, Status
+from helixnb._records import Job, Outcome
 from helixnb._ticket import Ticket
 from helixnb.columns import JobColumns, Outcomes
 from helixnb_kernels import (
@@ -53,20 +51,16 @@ if TYPE_CHECKING:  # what isn't needed before a router opens is imported then
     from helixnb._observe.tracing import Tracing
     from helixnb._observe.watch import Watch
 
-logger = logging.getLogger("helixnb")
-
 Progress = Callable[[int, int, str], None]
 
 
 class Router:
     """Runs each job by the strategy that fits it now.
 
-    Used as ``async with Router() as router``, on asyncio, uvloop or trio. Entering compiles the
-    kernels, or reads them from the disk cache, in a worker thread. Leaving stops intake, waits
-    up to ``drain_timeout_s`` for jobs in flight and drops what is still queued then
-    (``router_closed``); a body that leaves by an exception, cancellation included, isn't waited
-    for. A thread can't be stopped, so leaving waits for kernels that are running. A router opens
-    once. Its methods belong to the event loop that it was opened on.
+    Used as ``async with Router() as router``, or by `open` and `close`, on asyncio, uvloop or
+    trio. Opening compiles the kernels, or reads them from the disk cache, in a worker thread.
+    Leaving closes; a body that leaves by an exception, cancellation included, isn't drained for.
+    A router opens once. It belongs to the event loop that it was opened on, and to no task of it.
 
     Parameters
     ----------
@@ -89,8 +83,7 @@ class Router:
     Raises
     ------
     KernelError
-        Two kernels have the same name; when it is entered, a kernel can't be compiled or its
-        shared arrays aren't bound.
+        Two kernels have the same name.
     """
 
     def __init__(
@@ -133,28 +126,79 @@ class Router:
         self._backlog = Backlog(self._config.queue_capacity)
         self._set_bounds()
         self._measured_hop_us = 0.0
-        self._state = "new"
-        self._crash: BaseException | None = None
-        self._thread = 0
+        self._lifetime = Lifetime(self._ledger, self._wind_up, self._tear_down)
+        self._is_set_up = False
         self._runs = 0
 
     # -- Lifetime -----------------------------------------------------------------------------
 
+    async def open(self) -> Self:
+        """Compile the kernels, or read them from the disk cache, and take jobs from then on.
+
+        Any task may do so; it doesn't matter to the router what becomes of the task later. If it
+        is cancelled while the router opens, the kernel that compiles just then is the last one,
+        and the router is closed.
+
+        Raises
+        ------
+        KernelError
+            A kernel can't be compiled, or its shared arrays aren't bound.
+        RouterStateError
+            It was opened before, or was closed while it was opening.
+        """
+        await self._lifetime.open(self._set_up)
+        return self
+
+    async def close(self) -> None:
+        """Stop intake, drain up to ``drain_timeout_s``, drop what is queued, and wait for threads.
+
+        Any task of the router's event loop may do so. Jobs submitted from now on are dropped
+        (``router_closed``). Kernels that are running are waited for, since a thread can't be
+        stopped; then nothing of the router is left. If this is cancelled, nothing is drained any
+        more, but threads are waited for all the same. A further call waits for the first one; on
+        a router that was never opened this does nothing.
+
+        Raises
+        ------
+        RouterStateError
+            The router has crashed, it is another event loop's, or one of its own jobs calls this.
+        """
+        await self._lifetime.close(self._config.drain_timeout_s)
+
     async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise RouterStateError("a router opens once; make a new one")
-        self._state = "opening"
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            await self.close()
+            return
+        with contextlib.suppress(RouterStateError):  # the body's exception is what matters
+            await self._lifetime.close(0.0)
+
+    async def drain(self) -> None:
+        """Wait until no job is in flight. Intake stays open.
+
+        Raises
+        ------
+        RouterStateError
+            The router isn't open, is another event loop's, or has crashed.
+        """
+        await self._lifetime.drain()
+
+    async def _set_up(self) -> None:
         if self._config.parallel_kernels == "auto":
             parallel_is_safe()  # chooses the threading layer: here, and not in the worker thread
         await self._warm_up(list(self._kernels.values()), self._progress)
-        self._thread = threading.get_ident()
-        self._idle = anyio.Event()
-        self._ledger.on_idle = self._idle_now
+        self._measured_hop_us = await measure_hop_us()
+        # Nothing awaits from here on, so that all of this is there, or none.
+        tasks = self._lifetime.tasks
         self._slots = Slots(self._config.cpu_parallelism)
-        self._tasks = anyio.create_task_group()
-        self._workers = Workers(
-            self._slots, self._ledger, self._backlog, self._tasks, self._clock, self._supervise
-        )
+        self._workers = Workers(self._slots, self._ledger, self._backlog, tasks, self._clock)
         self._pressure = Pressure(self._clock, lambda: self._ledger.in_flight > 0)
         tracing = self._observe()
         self._decider = Decider(
@@ -175,8 +219,6 @@ class Router:
         )
         for kernel in self._kernels.values():
             self._add_batches(kernel)
-        self._measured_hop_us = await measure_hop_us()
-        await self._tasks.__aenter__()
         for serve in (
             self._workers.run_alarm,
             self._workers.run_settling,
@@ -187,11 +229,8 @@ class Router:
                 yield_gil, self._slots, self._workers.one_waits, self._workers.settle_done
             ),
         ):
-            self._tasks.start_soon(self._supervise, serve)
-        self._slots.resize(self._config.cpu_parallelism)  # if it was reconfigured meanwhile
-        self._state = "open"
-        self._vitals.is_live = True
-        return self
+            tasks.start(serve)
+        self._is_set_up = True
 
     def _observe(self) -> Tracing:
         """Let OpenTelemetry hear of this router; returns what begins spans."""
@@ -204,82 +243,19 @@ class Router:
         )
         self._telemetry = new_telemetry(self._vitals, self._meter_provider)
         self._ledger.on_batch = self._telemetry.note_batch
+        self._vitals.is_live = True
         return new_tracing(self._clock, self._tracer_provider)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if exc is None:
-                await self._close(self._config.drain_timeout_s)
-        finally:
-            self._shut()
-            self._tasks.cancel_scope.cancel()
-            # The body's exception is kept from the task group, which would wrap it.
-            try:
-                await self._tasks.__aexit__(None, None, None)
-            finally:
-                # Nothing is left, unless the tasks were killed while their threads ran.
-                self._ledger.evict(Status.DROPPED, reason="router_closed", begun=True)
-                self._workers.close()
-                self._telemetry.close()
-                self._vitals.is_live = False
-        if self._crash is not None and exc is None:
-            raise RouterStateError("the router crashed; the cause is chained") from self._crash
+    def _wind_up(self) -> None:
+        """Release batches that gather: they have no company to wait for any more."""
+        self._workers.look_around()
 
-    async def drain(self) -> None:
-        """Wait until no job is in flight. Intake stays open."""
-        self._check_thread()
-        while self._ledger.in_flight:
-            if self._idle.is_set():
-                self._idle = anyio.Event()
-            await self._idle.wait()
-
-    def _idle_now(self) -> None:
-        self._idle.set()
-        if self._state == "closed":  # so that no heartbeat does it
-            self._ledger.counts.fold()
-
-    async def close(self) -> None:
-        """Stop intake, drain up to ``drain_timeout_s``, then drop what is still queued.
-
-        Jobs submitted from now on are dropped (``router_closed``). Kernels that are running are
-        waited for when the router is left.
-        """
-        self._check_thread()
-        await self._close(self._config.drain_timeout_s)
-
-    async def _close(self, timeout_s: float) -> None:
-        if self._state == "open":
-            self._state = "closing"
-        if self._state == "closing":
-            self._workers.look_around()  # batches that gather have no company to wait for any more
-            with anyio.move_on_after(timeout_s):
-                await self.drain()
-        self._shut()
-
-    def _shut(self) -> None:
-        if self._state != "crashed":
-            self._state = "closed"
-        self._ledger.evict(Status.DROPPED, reason="router_closed")
-
-    async def _supervise(self, serve: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run a task of the router's own; where it fails or is cancelled, answer all who wait."""
-        try:
-            await serve(*args)
-        except Exception as error:
-            logger.exception("the router crashed; it takes no more jobs")
-            self._state = "crashed"
-            self._crash = error
-            failure = RouterStateError(f"the router crashed: {error!r}")
-            failure.__cause__ = error
-            self._ledger.evict(Status.FAILED, error=failure)
-        except BaseException:
-            self._shut()
-            raise
+    def _tear_down(self) -> None:
+        """Free what the router has of the system's, when nothing of it runs any more."""
+        if self._is_set_up:
+            self._workers.close()
+            self._telemetry.close()
+            self._vitals.is_live = False
 
     # -- Kernels and settings -----------------------------------------------------------------
 
@@ -298,7 +274,11 @@ class Router:
     def stretch(self) -> float:
         """How many times longer than its CPU time a job takes, while all slots are busy."""
         slots = self._config.cpu_parallelism
-        return slots / slots_left(slots, self._pressure.cpu_left)
+        return slots / slots_left(slots, self._cpu_left)
+
+    @property
+    def _cpu_left(self) -> float:
+        return self._pressure.cpu_left if self._is_set_up else math.inf
 
     @property
     def is_adaptive(self) -> bool:
@@ -308,12 +288,13 @@ class Router:
     @property
     def is_open(self) -> bool:
         """Whether jobs are taken: it was entered, and isn't closing."""
-        return self._state == "open"
+        return self._lifetime.state == "open"
 
     @property
     def state(self) -> str:
         """``new``, ``opening``, ``open``, ``closing``, ``closed`` or ``crashed``."""
-        return self._state
+        self._lifetime.bury()
+        return self._lifetime.state
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -332,12 +313,12 @@ class Router:
         ConfigError
             A name isn't a setting's, or the result can't be.
         """
-        if self._has_opened:
-            self._check_thread()
+        if self._is_set_up:
+            self._lifetime.check_loop()
         self._config = self._config.replace(**changes)
         self._costs.config = self._config
         self._set_bounds()
-        if self._has_opened:
+        if self._is_set_up:
             self._slots.resize(self._config.cpu_parallelism)
             self._workers.look_around()
         return self._config
@@ -370,9 +351,9 @@ class Router:
         self._intake.add_batches(kernel, model)
 
     def _check_takes_kernels(self) -> None:
-        self._check_open()
+        self._lifetime.check_open()
         if not self.is_open:
-            raise RouterStateError(f"the router is {self._state} and takes no kernels")
+            raise RouterStateError(f"the router is {self.state} and takes no kernels")
 
     def _check_new(self, kernel: Kernel) -> None:
         if not isinstance(kernel, Kernel):
@@ -383,13 +364,15 @@ class Router:
             )
 
     async def _warm_up(self, kernels: list[Kernel], progress: Progress | None) -> None:
-        def compile_all() -> None:
-            warm_up(kernels, parallel=self._config.parallel_kernels == "auto", progress=progress)
-            warm_up_rules()
+        def compile_all(stop: Callable[[], bool]) -> None:
+            parallel = self._config.parallel_kernels == "auto"
+            if not warm_up(kernels, parallel=parallel, progress=progress, stop=stop):
+                return
+            warm_up_rules(stop)
             for module in ("telemetry", "tracing"):  # OpenTelemetry's API takes 50 ms
                 importlib.import_module(f"helixnb._observe.{module}")
 
-        await anyio.to_thread.run_sync(compile_all, limiter=anyio.CapacityLimiter(1))
+        await self._lifetime.run_in_thread(compile_all)
 
     # -- Jobs ---------------------------------------------------------------------------------
 
@@ -407,7 +390,7 @@ class Router:
             The router isn't open, is another thread's, or has crashed. A router that is closing
             or closed drops the job instead (``router_closed``).
         """
-        self._check_open()
+        self._lifetime.check_open()
         now_ns = self._clock()
         self._pressure.note_use(now_ns)
         return await self._intake.submit(job, self._kernels, self._costs, now_ns)
@@ -423,11 +406,11 @@ class Router:
         JobError, RouterStateError
             As `submit`.
         """
-        self._check_open()
+        self._lifetime.check_open()
         entry = self._entry_of(job)
         entry.context = copy_context()
         self._intake.enter(entry, soon=True)
-        return Ticket(entry, self._ledger, self._check_thread)
+        return Ticket(entry, self._ledger, self._lifetime.check_loop)
 
     def explain(self, job: Job) -> Explanation:
         """Say what would be decided of a job now, and why, without running it.
@@ -437,7 +420,7 @@ class Router:
         JobError, RouterStateError
             As `submit`.
         """
-        self._check_open()
+        self._lifetime.check_open()
         return self._intake.explain(self._entry_of(job))
 
     def _entry_of(self, job: Job) -> Entry:
@@ -464,7 +447,7 @@ class Router:
         JobError, RouterStateError
             As `submit`, for the first job at fault that is found; none has run then.
         """
-        self._check_open()
+        self._lifetime.check_open()
         self._pressure.note_use(self._clock())
         return await self._many.run(jobs, self._kernels)
 
@@ -501,7 +484,7 @@ class Router:
         JobError, RouterStateError
             As `submit`.
         """
-        self._check_open()
+        self._lifetime.check_open()
         self._runs += 1
         now_ns = self._clock()
         self._pressure.note_use(now_ns)
@@ -522,15 +505,15 @@ class Router:
         """Return a snapshot of the router's counts; see `Stats`."""
         return snapshot(
             self._ledger,
-            state=self._state,
-            cpu_busy=self._slots.busy if self._has_opened else 0,
+            state=self.state,
+            cpu_busy=self._slots.busy if self._is_set_up else 0,
             cpu_parallelism=self._config.cpu_parallelism,
             waiting=self._backlog.waiting,
             queue_capacity=self._backlog.capacity,
-            parallel_launches=self._workers.parallel_launches if self._has_opened else 0,
+            parallel_launches=self._workers.parallel_launches if self._is_set_up else 0,
             threading_layer=threading_layer(),
-            loop_lag_ms=self._pressure.lag_ms(self._clock()) if self._has_opened else 0.0,
-            cpu_left=self._pressure.cpu_left if self._has_opened else math.inf,
+            loop_lag_ms=self._pressure.lag_ms(self._clock()) if self._is_set_up else 0.0,
+            cpu_left=self._cpu_left,
             hop_us=self.hop_us,
         )
 
@@ -541,7 +524,7 @@ class Router:
         """
         from helixnb._observe.metrics import read
 
-        return list(read(self._vitals)) if self._has_opened else []
+        return list(read(self._vitals)) if self._is_set_up else []
 
     def watch(self, capacity: int = 256) -> Watch:
         """Return what keeps the latest jobs that end, while it is entered: ``with router.watch()``.
@@ -562,22 +545,6 @@ class Router:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         return Watch(self._ledger, capacity)
-
-    @property
-    def _has_opened(self) -> bool:
-        """Whether it was entered, so that slots, workers and lanes are there."""
-        return self._state not in ("new", "opening")
-
-    def _check_open(self) -> None:
-        if threading.get_ident() != self._thread or self._state == "crashed":
-            self._check_thread()
-            raise RouterStateError("the router has crashed and takes no jobs") from self._crash
-
-    def _check_thread(self) -> None:
-        if threading.get_ident() != self._thread:
-            if not self._has_opened:
-                raise RouterStateError("the router isn't open: use it in `async with router:`")
-            raise RouterStateError("a router belongs to the thread of the event loop it opened on")
 
 
 def _check_policy(name: str, policy: Any) -> None:

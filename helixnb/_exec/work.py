@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import LONG_NS
+from helixnb._exec.detached import carry_inside
 from helixnb._records import Status
 from helixnb_kernels import Kernel
 
@@ -200,6 +201,7 @@ def call(entry: Entry) -> tuple[Any, int]:
         job = entry.job
         run = entry.kernel.solo_call(entry.inputs, job.compute_cost, job.id, entry.params)
     if entry.context is not None:
+        carry_inside(entry.context)
         run = functools.partial(entry.context.run, run)
     return timed(run, entry.kernel, entry.model)
 

@@ -8,22 +8,18 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import anyio
 
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue
+from helixnb._exec.detached import Detached, mark_inside
 from helixnb._exec.gil import own_clock, waits
 from helixnb._exec.inline import settle_late
 from helixnb._exec.lanes import CHUNK_NS, Lane, QueueLane
 from helixnb._exec.slots import Lease, Slots
 from helixnb._exec.work import Chunk, Work
-
-if TYPE_CHECKING:  # importing it takes 3 ms
-    from anyio.abc import TaskGroup
 
 LINGER_S = 0.002
 """How long a thread waits for more work before it ends: to wake it takes half of a hop's 0.1 ms, on
@@ -62,9 +58,8 @@ class Workers:
         slots: Slots,
         ledger: Ledger,
         backlog: Backlog,
-        tasks: TaskGroup,
+        tasks: Detached,
         clock: Callable[[], int],
-        supervise: Callable[..., Coroutine[Any, Any, None]],
     ) -> None:
         self._slots = slots
         self._spawned = JobQueue(Backlog(math.inf))
@@ -72,9 +67,6 @@ class Workers:
         self._backlog = backlog
         self._tasks = tasks
         self._clock = clock
-        self._supervise = supervise
-        # A thread runs the jobs of many callers: none of them shall see one caller's variables.
-        self._context = copy_context()
         self._lanes: list[Lane] = []  # the one that was served last at the end
         self._virtual_ns = 0.0
         self._known: tuple[Lane, ...] = ()  # the same, for the event loop
@@ -150,8 +142,14 @@ class Workers:
     def _send(self, lease: Lease) -> None:
         if lease.begun:
             lease.wanted.release()
-        else:
-            self._context.run(self._tasks.start_soon, self._supervise, self._visit, lease)
+        elif not self._tasks.start(self._visit, lease):  # the router has ended
+            self._dismiss(lease)
+
+    def _dismiss(self, lease: Lease) -> None:
+        """Let a thread that was sent, but never began, give its slot back."""
+        with self._taking:
+            self._arrive(lease)
+        self._slots.release(lease)
 
     def _arrive(self, lease: Lease) -> None:
         """Note that a thread that was sent begins, or never will. `_taking` is held."""
@@ -268,10 +266,10 @@ class Workers:
             if work is not None:
                 work.fail(error)
         finally:
-            if not lease.begun:
-                with self._taking:
-                    self._arrive(lease)
-            self._slots.release(lease)
+            if lease.begun:
+                self._slots.release(lease)
+            else:
+                self._dismiss(lease)
             self._settle()
         self.look_around()
 
@@ -279,6 +277,7 @@ class Workers:
 
     def _work_through(self, lease: Lease) -> None:
         lease.begun = True
+        mark_inside(self._tasks)
         clock = own_clock()
         while True:
             self._clocks[lease] = clock

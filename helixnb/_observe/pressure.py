@@ -69,12 +69,14 @@ class Pressure:
         """Measure the loop's lag, and call `beat` as often. Never ends."""
         while True:
             await self._wait_for_use()
-            while not self._rests():
-                self._due_ns = self._clock() + HEARTBEAT_NS
-                await anyio.sleep(HEARTBEAT_NS / 1e9)
-                self._late_ns = max(0, self._clock() - int(self._due_ns) - TIMER_NS)
-                beat()
-            self._due_ns, self._late_ns = math.inf, 0
+            try:
+                while not self._rests():
+                    self._due_ns = self._clock() + HEARTBEAT_NS
+                    await anyio.sleep(HEARTBEAT_NS / 1e9)
+                    self._late_ns = max(0, self._clock() - int(self._due_ns) - TIMER_NS)
+                    beat()
+            finally:  # nothing is due any more, of a router that has ended either
+                self._due_ns, self._late_ns = math.inf, 0
 
     async def run_sampler(self, heeds: Callable[[], bool]) -> None:
         """Measure CPU use, as long as `heeds` says so. Never ends."""

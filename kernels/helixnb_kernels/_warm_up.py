@@ -11,8 +11,12 @@ Progress = Callable[[int, int, str], None]
 
 
 def warm_up(
-    kernels: Iterable[Kernel], *, parallel: bool = True, progress: Progress | None = None
-) -> None:
+    kernels: Iterable[Kernel],
+    *,
+    parallel: bool = True,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> bool:
     """Compile every form of `kernels`, or read it from the disk cache. Thread-safe.
 
     Nothing compiles afterwards. A form that is warm costs nothing.
@@ -26,6 +30,14 @@ def warm_up(
         Numba's threading layer; under OpenMP it takes parallel code from children forked later.
     progress
         Called as ``progress(done, total, kernel_name)`` before each form and once at the end.
+    stop
+        Asked before each form whether to leave it at that. What was compiled by then is warm, and
+        in the cache; a further call goes on from there.
+
+    Returns
+    -------
+    bool
+        Whether every form is warm: not if it was stopped.
 
     Raises
     ------
@@ -40,6 +52,8 @@ def warm_up(
         (kernel.name, form) for kernel in kernels for form in kernel.forms(parallel=parallel)
     ]
     for done, (name, form) in enumerate(pending):
+        if stop is not None and stop():
+            return False
         if progress is not None:
             progress(done, len(pending), name)
         compile_once(form)
@@ -47,3 +61,4 @@ def warm_up(
         kernel.use_compiled()
     if progress is not None:
         progress(len(pending), len(pending), "")
+    return True

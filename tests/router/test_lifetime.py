@@ -242,7 +242,8 @@ async def test_a_crashed_lane_fails_who_waits_and_closes_intake(
             with pytest.raises(RouterStateError, match="crashed and takes no jobs"):
                 await r.submit(job())
             assert r.stats().state == "crashed"
-            check_balanced(r.stats())
+            check_balanced(r.stats(), idle=False)  # a second thread may be about to crash, too
+    check_balanced(r.stats())
     assert isinstance(caught.value.__cause__, Boom)
     assert "the router crashed" in caplog.text
 
@@ -321,8 +322,8 @@ async def test_plain_python_kernels_need_no_compiler() -> None:
         assert (await r.submit(job(kind="Plain", inputs=[3, 4]))).value == [3, 4]
 
 
-async def test_a_router_whose_owner_is_cancelled_answers_at_once() -> None:
-    """In the body's shielded clean-up the lanes are gone: jobs are dropped, none waits for ever."""
+async def test_a_router_whose_opener_is_cancelled_goes_on() -> None:
+    """Its lanes hang on no caller: in the body's shielded clean-up jobs are answered as before."""
     gate = Gate()
     gate.open()
     policy = Always(Strategy.CPU_POOL)
@@ -335,7 +336,7 @@ async def test_a_router_whose_owner_is_cancelled_answers_at_once() -> None:
                 with anyio.CancelScope(shield=True), anyio.fail_after(5):
                     await anyio.wait_all_tasks_blocked()
                     for policy.strategy in IN_THREADS:
-                        assert (await r.submit(job(1, "Gate"))).reason == "router_closed"
+                        assert (await r.submit(job(1, "Gate"))).value == 1
     check_balanced(r.stats())
 
 

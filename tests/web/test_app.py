@@ -280,7 +280,7 @@ async def test_a_router_that_has_crashed() -> None:
                 async def fail() -> None:
                     raise ValueError("a fault")
 
-                await r._supervise(fail)
+                r._lifetime.tasks.start(fail)
                 await reader.ended.wait()
             async with client(app) as web:
                 health = await web.get("/health")
