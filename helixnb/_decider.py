@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from helixnb._core.counts import Counts
 from helixnb._core.estimate import KindModel
@@ -15,11 +16,12 @@ from helixnb._core.rules import HAND_BACK_NS, hand_off_ns, inline_pays
 from helixnb._exec.lanes import BatchLane, QueueLane, Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
+from helixnb._log import SafeLogger
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.routing_log import is_logging
 from helixnb._records import Decision, Estimate, Job, Load, make_load
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,22 @@ class Explanation:
             f"loop {self.load.loop_lag_ms:.3g} ms late; {self.estimate.samples} runs known"
             + ("" if retry_s is None else f"; retry after {retry_s:.3g} s")
         )
+
+
+def checked_decision(decision: Any, policy: Policy) -> Decision:
+    """Return what a policy gave, if it is a decision.
+
+    Raises
+    ------
+    TypeError
+        It isn't.
+    """
+    if isinstance(decision, Decision):
+        return decision
+    given = f"{decision!r:.80}"
+    if inspect.iscoroutine(decision):
+        decision.close()  # or Python would warn that nobody awaited it
+    raise TypeError(f"{type(policy).__name__}.decide must return a Decision, got {given}")
 
 
 class Decider:
@@ -167,11 +185,15 @@ class Decider:
 
     def decide(self, job: Job, load: Load, estimate: Estimate) -> Decision:
         """Return what the policy says."""
-        config = self._settings.config
-        decision = self.policy.decide(job, load, config, estimate)
+        decision = self._ask(job, load, estimate)
         if self.shadow is not None:
             self._compare(job, load, estimate, decision)
         return decision
+
+    def _ask(self, job: Job, load: Load, estimate: Estimate) -> Decision:
+        return checked_decision(
+            self.policy.decide(job, load, self._settings.config, estimate), self.policy
+        )
 
     def _compare(self, job: Job, load: Load, estimate: Estimate, decision: Decision) -> None:
         assert self.shadow is not None
@@ -209,7 +231,7 @@ class Decider:
         """Say what would be decided of a job now."""
         config = self._settings.config
         load, estimate = self.look(entry, now_ns, pool, lane)
-        decision = self.policy.decide(entry.job, load, config, estimate)
+        decision = self._ask(entry.job, load, estimate)
         stretch = stretch_of(load, config)
         return Explanation(
             decision=decision,

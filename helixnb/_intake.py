@@ -168,13 +168,17 @@ class Intake:
         if self._settings.config.trace_jobs:
             self._tracing.begin(entry)
         self._ledger.enter(entry)
-        if self._settings.is_adaptive and (soon or seen is not None):
-            self._hold(entry, now_ns)
-        self._place(entry, soon=soon)
-        if entry.strategy is Strategy.DROP:
-            self._ledger.settle(entry, Status.DROPPED)
-        if seen is not None:
-            log_route(entry, *seen)
+        try:
+            if self._settings.is_adaptive and (soon or seen is not None):
+                self._hold(entry, now_ns)
+            self._place(entry, soon=soon)
+            if entry.strategy is Strategy.DROP:
+                self._ledger.settle(entry, Status.DROPPED)
+            if seen is not None:
+                log_route(entry, *seen)
+        except BaseException:  # such as Ctrl-C in a log handler: its caller won't wait for it
+            self._ledger.settle(entry, Status.CANCELLED)
+            raise
 
     def _decide(self, entry: Entry, load: Load, estimate: Estimate) -> None:
         config = self._settings.config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,9 +12,10 @@ import anyio
 from helixnb._core.lifecycle import Ledger
 from helixnb._errors import RouterStateError
 from helixnb._exec.detached import Detached, is_inside, loop_finder, mark_inside, outlast
+from helixnb._log import SafeLogger
 from helixnb._records import Status
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 NOWHERE = object()
 """Stands for the event loop of a router that takes no jobs, which never runs."""
@@ -255,8 +255,7 @@ class Lifetime:
         try:
             self._ledger.evict(Status.FAILED, error=failure)
         finally:
-            with contextlib.suppress(Exception):  # a log handler that raises, too
-                logger.error("the router crashed; it takes no more jobs", exc_info=error)
+            logger.error("the router crashed; it takes no more jobs", exc_info=error)
 
     # -- What may be done now -----------------------------------------------------------------
 

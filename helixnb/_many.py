@@ -30,7 +30,7 @@ from helixnb._decide_columns import (
     decide_adaptive,
     decide_static,
 )
-from helixnb._decider import Decider
+from helixnb._decider import Decider, checked_decision
 from helixnb._exec.column_lane import ColumnLane, Pace, Part
 from helixnb._exec.lanes import Settings
 from helixnb._exec.workers import Workers
@@ -234,7 +234,9 @@ class Many:
             position = i if order is None else int(order[i])
             block = bisect.bisect_right(starts, position) - 1
             job = blocks[block].job(position - starts[block])
-            decision = policy.decide(job, carried.load(), config, carried.estimate(i))
+            decision = checked_decision(
+                policy.decide(job, carried.load(), config, carried.estimate(i)), policy
+            )
             carried.add(i, decision)
             if decision.retry_after_s is not None:
                 retry_after_s[i] = decision.retry_after_s

@@ -122,15 +122,24 @@ class Job:
             raise JobError(f"params must be a mapping of names to numbers, got {self.params!r}")
 
 
-def _as_float(name: str, value: Any, allowed: str) -> float:
+def _as_float(name: str, value: Any, allowed: str, error: type[Exception] = JobError) -> float:
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise JobError(f"{name} must be {allowed}, got {value!r}")
+        raise error(f"{name} must be {allowed}, got {value!r:.80}")
     try:
         return float(value)
     except OverflowError:
-        raise JobError(f"{name} must be {allowed}, got {value}") from None
+        raise error(f"{name} must be {allowed}, got {value}") from None
+
+
+def _strategy_of(value: Any) -> Strategy:
+    try:
+        return Strategy(value)
+    except ValueError:
+        raise ValueError(
+            f"strategy must be one of {', '.join(Strategy)}, got {value!r:.80}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +218,11 @@ class Decision:
 
     `retry_after_s` is for a drop: seconds after which a new try may succeed, None where waiting
     would not help or nothing is known.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A field can't be.
     """
 
     strategy: Strategy
@@ -217,7 +231,16 @@ class Decision:
 
     def __post_init__(self) -> None:
         if type(self.strategy) is not Strategy:  # a policy's plain "inline" is legal
-            object.__setattr__(self, "strategy", Strategy(self.strategy))
+            object.__setattr__(self, "strategy", _strategy_of(self.strategy))
+        if type(self.reason) is not str:
+            raise TypeError(f"reason must be a string, got {self.reason!r:.80}")
+        retry_after_s = self.retry_after_s
+        if retry_after_s is not None:
+            allowed = "a number of seconds >= 0, or None"
+            retry_after_s = _as_float("retry_after_s", retry_after_s, allowed, TypeError)
+            if not retry_after_s >= 0.0:  # true for NaN
+                raise ValueError(f"retry_after_s must be {allowed}, got {retry_after_s}")
+            object.__setattr__(self, "retry_after_s", retry_after_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

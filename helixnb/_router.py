@@ -28,6 +28,7 @@ from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, measure_hop_us
 from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._lifetime import Lifetime
+from helixnb._log import SafeLogger
 from helixnb._many import Many
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
@@ -50,6 +51,8 @@ if TYPE_CHECKING:  # what isn't needed before a router opens is imported then
     from helixnb._observe.metrics import Reading
     from helixnb._observe.tracing import Tracing
     from helixnb._observe.watch import Watch
+
+logger = SafeLogger("helixnb")
 
 Progress = Callable[[int, int, str], None]
 
@@ -74,7 +77,8 @@ class Router:
         A policy that is asked beside it, only to count how often it would choose another strategy
         (`Stats.shadow_disagreements`).
     progress
-        Called as ``progress(done, total, name)`` in a worker thread while kernels compile.
+        Called as ``progress(done, total, name)`` in a worker thread while kernels compile. What it
+        raises is logged once, and doesn't keep the router from opening.
     clock
         Gives nanoseconds; never runs backwards.
     meter_provider, tracer_provider
@@ -364,6 +368,9 @@ class Router:
             )
 
     async def _warm_up(self, kernels: list[Kernel], progress: Progress | None) -> None:
+        if progress is not None:
+            progress = _told_while_it_listens(progress)
+
         def compile_all(stop: Callable[[], bool]) -> None:
             parallel = self._config.parallel_kernels == "auto"
             if not warm_up(kernels, parallel=parallel, progress=progress, stop=stop):
@@ -545,6 +552,23 @@ class Router:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         return Watch(self._ledger, capacity)
+
+
+def _told_while_it_listens(progress: Progress) -> Progress:
+    """Return a callback that calls another one until that raises, which is logged."""
+    failed = False
+
+    def tell(done: int, total: int, name: str) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            progress(done, total, name)
+        except Exception as error:
+            failed = True
+            logger.error("progress raised; it is called no more", exc_info=error)
+
+    return tell
 
 
 def _check_policy(name: str, policy: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import Counter
@@ -11,9 +10,10 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from helixnb._core.counts import Counts, Tally
+from helixnb._log import SafeLogger
 from helixnb._records import Decision, Job, Outcome, Status, Strategy, make_outcome
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 
 class Signal(Protocol):
@@ -49,7 +49,7 @@ class Span(Protocol):
 
 
 class Observer(Protocol):
-    """What hears of jobs that have ended. Called on the event loop: be quick, and don't raise."""
+    """What hears of jobs that have ended, on the event loop; one that raises hears no more."""
 
     def __call__(
         self,
@@ -300,7 +300,8 @@ class Ledger:
             None,
             retry_after_s,
         )
-        self._count(job.kind, strategy, Status.DROPPED, reason, now_ns, latency_ns, None, outcome)
+        tally = self._count(job.kind, strategy, Status.DROPPED, reason, latency_ns, None)
+        self._say(tally, 1, now_ns, latency_ns, None, outcome)
         return outcome
 
     def begin(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -357,12 +358,15 @@ class Ledger:
         self._in_flight.remove(entry)
         begun_ns = entry.begun_ns
         queue_ns = None if begun_ns is None else begun_ns - entry.arrived_ns
-        self._count(job.kind, strategy, status, reason, now_ns, latency_ns, queue_ns, outcome)
+        tally = self._count(job.kind, strategy, status, reason, latency_ns, queue_ns)
         if status is Status.COMPLETED:
             self.within_budget += outcome.met_budget
         if entry.done is not None:
             entry.done.set()
         self._check_idle()
+        # From here on nobody waits for anything: what observes may raise what it likes.
+        if self._observers:
+            self._say(tally, 1, now_ns, latency_ns, queue_ns, outcome)
         if entry.span is not None:
             entry.span.end(outcome, queue_ns)
         if status is Status.FAILED and entry.orphaned:
@@ -391,15 +395,14 @@ class Ledger:
         status: Status,
         reason: str,
         jobs: int,
-        now_ns: int,
         latency_ns: int,
         within_budget: int,
         queues: Iterable[tuple[int, int]],
-    ) -> None:
+    ) -> list[tuple[Tally, int, int | None]]:
         """Count jobs in columns that ended alike, and at once.
 
         `queues` has how long some of them waited until they began to run, and how many; the others
-        never did.
+        never did. Returns what `say_of_rows` tells observers.
         """
         self._rows_in_flight -= jobs
         if not rows.pending:
@@ -408,12 +411,37 @@ class Ledger:
         tally = self.counts.tally(kind, strategy, status, reason)
         waited = list(queues)
         never_began = jobs - sum(some for _, some in waited)
-        for queue_ns, some in [*waited, (None, never_began)]:
-            if some:
-                self.counts.add(tally, some, latency_ns, queue_ns)
-                for observe in self._observers:
-                    observe(tally, some, now_ns, latency_ns, queue_ns, None)
+        counted = [
+            (tally, some, queue_ns) for queue_ns, some in [*waited, (None, never_began)] if some
+        ]
+        for _, some, queue_ns in counted:
+            self.counts.add(tally, some, latency_ns, queue_ns)
         self._check_idle()
+        return counted
+
+    def say_of_rows(
+        self, counted: Iterable[tuple[Tally, int, int | None]], now_ns: int, latency_ns: int
+    ) -> None:
+        """Tell observers of jobs in columns that were counted."""
+        for tally, jobs, queue_ns in counted:
+            self._say(tally, jobs, now_ns, latency_ns, queue_ns, None)
+
+    def _say(
+        self,
+        tally: Tally,
+        jobs: int,
+        now_ns: int,
+        latency_ns: int,
+        queue_ns: int | None,
+        outcome: Outcome | None,
+    ) -> None:
+        """Tell observers of jobs that have ended alike; one that raises isn't told any more."""
+        for observe in self._observers:
+            try:
+                observe(tally, jobs, now_ns, latency_ns, queue_ns, outcome)
+            except Exception as error:
+                self.tell_no_more(observe)
+                logger.error("%r raised; it hears of no more jobs", observe, exc_info=error)
 
     def _count(
         self,
@@ -421,20 +449,17 @@ class Ledger:
         strategy: Strategy,
         status: Status,
         reason: str,
-        now_ns: int,
         latency_ns: int,
         queue_ns: int | None,
-        outcome: Outcome,
-    ) -> None:
-        """Count a job that has ended, and tell of it."""
+    ) -> Tally:
+        """Count a job that has ended."""
         tally = self._tallies.get((kind, strategy.code, status.code, reason))
         if tally is None:
             tally = self.counts.tally(kind, strategy, status, reason)
         tally.noted_latencies_ns.append(latency_ns)
         if queue_ns is not None:
             tally.noted_queues_ns.append(queue_ns)
-        for observe in self._observers:
-            observe(tally, 1, now_ns, latency_ns, queue_ns, outcome)
+        return tally
 
     def count_batch(self, kind: str, cause: str, jobs: int) -> None:
         """Count a kernel call made for a batch."""

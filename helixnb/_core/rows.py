@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from helixnb._core.counts import Tally
 from helixnb._core.lifecycle import Ledger
 from helixnb._records import Array, Status, Strategy
 
@@ -169,12 +170,16 @@ class Rows:
             self.reason[rows] = self._code(reason)
         self.pending -= len(rows)
         alike = self.reason[rows] * len(Strategy) + self.strategy[rows]
+        counted: list[tuple[Tally, int, int | None]] = []
         for code in np.flatnonzero(np.bincount(alike)).tolist():
-            self._count(rows[alike == code], status, now_ns, latency_ns)
+            counted += self._count(rows[alike == code], status, latency_ns)
         if not self.pending:
             self._on_settled()
+        self._ledger.say_of_rows(counted, now_ns, latency_ns)
 
-    def _count(self, rows: Array, status: Status, now_ns: int, latency_ns: int) -> None:
+    def _count(
+        self, rows: Array, status: Status, latency_ns: int
+    ) -> list[tuple[Tally, int, int | None]]:
         """Count jobs with one strategy and one reason that ended together."""
         within = 0
         if status is Status.COMPLETED:  # a comparison with NaN is false: no budget is never missed
@@ -182,14 +187,13 @@ class Rows:
         begun_ns = self._queue_ns[rows]
         queues_ns, jobs = np.unique(begun_ns[begun_ns != WAITING], return_counts=True)
         first = rows[0]
-        self._ledger.settle_rows(
+        return self._ledger.settle_rows(
             self,
             self.kind,
             STRATEGIES[self.strategy[first]],
             status,
             self.reasons[self.reason[first]],
             len(rows),
-            now_ns,
             latency_ns,
             within,
             list(zip(queues_ns.tolist(), jobs.tolist(), strict=True)),

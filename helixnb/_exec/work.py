@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import LONG_NS
 from helixnb._exec.detached import carry_inside
+from helixnb._log import SafeLogger
 from helixnb._records import Status
 from helixnb_kernels import Kernel
 
@@ -22,7 +22,7 @@ TOGETHER = 8
 """Jobs of one kernel in a chunk from which on they run in one call: that many calls cost more,
 each of which takes the GIL back at its end."""
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 _warned: weakref.WeakSet[Kernel] = weakref.WeakSet()
 

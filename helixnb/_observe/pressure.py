@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -10,7 +9,9 @@ from collections.abc import Callable
 
 import anyio
 
-logger = logging.getLogger("helixnb")
+from helixnb._log import SafeLogger
+
+logger = SafeLogger("helixnb")
 
 HEARTBEAT_NS = 5_000_000
 """How often the loop's lag is measured, while jobs come."""

@@ -7,14 +7,15 @@ from typing import Any
 
 from helixnb._core.lifecycle import Entry
 from helixnb._core.rows import Rows
+from helixnb._log import SafeLogger
 from helixnb._records import Estimate, Job, Load, Strategy
 
-logger = logging.getLogger("helixnb.route")
+logger = SafeLogger("helixnb.route")
 
 
 def is_logging() -> bool:
     """Tell whether anybody listens."""
-    return logger.isEnabledFor(logging.DEBUG)
+    return logger.is_debugged()
 
 
 def log_route(entry: Entry, load: Load, estimate: Estimate) -> None:
@@ -53,7 +54,4 @@ def _log(
     for record in (load, estimate):
         fields |= {name: getattr(record, name) for name in record.__dataclass_fields__}
     line = " ".join(f"{name}={value}" for name, value in fields.items())
-    try:
-        logger.debug("route %s", line, extra=fields)
-    except KeyError:  # the application's own record factory sets one of the names
-        logger.debug("route %s", line)
+    logger.log(logging.DEBUG, "route %s", line, extra=fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import random
 import threading
@@ -26,6 +25,7 @@ from opentelemetry.metrics import (
 )
 
 from helixnb._core.counts import MOST, Counts, Measured
+from helixnb._log import SafeLogger
 from helixnb._observe.metrics import (
     BATCH_SIZE,
     JOB_DURATION,
@@ -64,7 +64,7 @@ class _Global:
 
 GLOBAL = _Global()
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 
 class Instruments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from opentelemetry.trace import Link, Span, StatusCode, TracerProvider
 
 from helixnb._core.lifecycle import Entry
 from helixnb._core.rows import Rows
+from helixnb._log import SafeLogger
 from helixnb._records import Outcome, Status
 from helixnb._version import __version__
 
-logger = logging.getLogger("helixnb")
+logger = SafeLogger("helixnb")
 
 _Note = TypeVar("_Note", bound=Callable[..., None])
 

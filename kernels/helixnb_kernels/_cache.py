@@ -155,9 +155,10 @@ def _leave_aside(why: object) -> None:
     global _warned
     level = logging.DEBUG if _warned else logging.WARNING
     _warned = True
-    logger.log(
-        level,
-        "kernel cache left aside, kernels compile in each process: %s; "
-        "HELIXNB_CACHE_DIR names a directory that only this user can write to",
-        why,
-    )
+    with contextlib.suppress(Exception):  # an application's own handler may raise
+        logger.log(
+            level,
+            "kernel cache left aside, kernels compile in each process: %s; "
+            "HELIXNB_CACHE_DIR names a directory that only this user can write to",
+            why,
+        )

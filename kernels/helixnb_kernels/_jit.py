@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -96,9 +98,27 @@ def compile_once(function: F) -> F:
         Numba can't compile it, or it returns another type than its signature says.
     """
     if isinstance(function, Jitted) and not function.warm:
-        with _warm_lock:
+        with _warm_lock, _without_debug_log():
             _compile(function)
     return compiled(function)
+
+
+@contextlib.contextmanager
+def _without_debug_log() -> Iterator[None]:
+    """Keep Numba from logging each step of its compiler: some 2,000 lines for a kernel.
+
+    Where the application has set a level for Numba, or for a part of it, that is what counts.
+    """
+    log = logging.getLogger("numba")
+    if log.level != logging.NOTSET:
+        yield
+        return
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        if log.level == logging.INFO:
+            log.setLevel(logging.NOTSET)
 
 
 def compiled(function: F) -> F:

@@ -70,7 +70,8 @@ def _usable_layer() -> str | None:
     try:
         return choose_threading_layer()
     except ValueError as error:
-        logger.warning("no threading layer for Numba, so batches run on one thread: %s", error)
+        with contextlib.suppress(Exception):  # an application's own handler may raise
+            logger.warning("no threading layer for Numba, so batches run on one thread: %s", error)
         return None
 
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from support import IN_THREADS, Always, Gate, check_balanced, job, router
 
-from helixnb import JobDropped, KernelError, Router, RouterStateError, Status, Strategy
+from helixnb import JobDropped, KernelError, Router, RouterStateError, Status, Strategy, kernel
 from helixnb._exec.lanes import BatchLane, PoolLane
 from helixnb_kernels import HASH_MIX, Kernel
 
@@ -295,16 +295,17 @@ async def test_a_kernel_can_be_added_to_an_open_router() -> None:
 
 
 async def test_a_router_whose_kernel_cant_be_compiled_doesnt_open() -> None:
-    """The error of the progress callback, or of the compiler, leaves as itself."""
+    """The compiler's error leaves as itself."""
 
-    def refuse(done: int, total: int, name: str) -> None:
-        raise Boom
+    @kernel(returns="uint64")
+    def wrong(inputs):  # type: ignore[no-untyped-def]
+        return inputs.nothing
 
-    r = Router(progress=refuse)
-    with pytest.raises(Boom):
-        async with r:
-            pass
-    assert r.stats().state != "open"
+    r = Router(kernels=[wrong])
+    with pytest.raises(KernelError, match="can't compile"):
+        await r.open()
+    assert r.state == "closed"
+    await r.close()
 
 
 async def test_a_router_without_kernels_runs_callables() -> None:
