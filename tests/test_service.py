@@ -120,6 +120,90 @@ async def test_not_json(service: Any, content: bytes) -> None:
         assert (await web.get("/nowhere")).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["/score", "/price"])
+@pytest.mark.parametrize("sized", [True, False])
+async def test_large_bodies(service: Any, path: str, sized: bool) -> None:
+    """They are refused before they are read: by their length, or as soon as they are too long."""
+    sent = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 1
+            yield b" " * 1_000
+
+    router = router_of(service, Always(Strategy.INLINE))
+    async with client(service.create_service(router)) as web:
+        length = {"Content-Length": "1000000"} if sized else {}
+        answer = await web.post(path, content=pieces(), headers=length)
+        assert answer.status_code == 413
+        assert answer.json() == {"error": "the body must have at most 131,072 bytes"}
+        assert answer.headers["Connection"] == "close"
+        assert sent <= (0 if sized else 132)
+        for wrong in ("-1", "1e3", "9" * 5_000):
+            answer = await web.post(path, content=b"{}", headers={"Content-Length": wrong})
+            assert answer.status_code == 413
+    assert router.stats().submitted == 0
+
+
+async def test_an_application_that_starts_twice(service: Any) -> None:
+    """As under a test client: each start has a router of its own."""
+    for _ in range(2):
+        async with client(service.app) as web:
+            assert (await web.get("/health")).json() == {"ready": True}
+            assert (await web.post("/score", json=SCORE)).status_code == 200
+            assert (await web.get("/router/api/stats")).json()["submitted"] == 1
+
+
+STARTS = {
+    "uvicorn": ["-m", "uvicorn", "service:app", "--port=0"],
+    "uvicorn --workers": ["-m", "uvicorn", "service:app", "--port=0", "--workers=2"],
+    "gunicorn --preload": [
+        *("-m", "gunicorn", "service:app", "--preload", "--workers=2", "--bind=127.0.0.1:0"),
+        *("--worker-class=uvicorn_worker.UvicornWorker",),
+    ],
+}
+"""How people start an application."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's, and gunicorn is, too")
+@pytest.mark.parametrize("command", STARTS.values(), ids=STARTS.keys())
+async def test_started_as_services_are(command: list[str]) -> None:
+    """It answers, and what is in flight at SIGTERM is answered, too; nothing is left of it."""
+    with subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, *command], cwd=EXAMPLES, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said, started = "", 0
+            wanted = 1 if command is STARTS["uvicorn"] else 2
+            address = None
+            while address is None or started < wanted:
+                line = await anyio.to_thread.run_sync(process.stderr.readline)
+                assert line, said
+                said += line
+                found = re.search(r"(?:running on|Listening at:) (http://[\d.]+:\d+)", said)
+                address = found[1] if found else None
+                started = said.count("Application startup complete")
+            async with httpx.AsyncClient(base_url=address, timeout=20) as web:
+                assert (await web.get("/health")).json() == {"ready": True}
+                assert (await web.post("/price", json=PRICE)).status_code == 200
+                assert (await web.post("/score", json=SCORE)).status_code == 200
+                # Longer than the signal takes, and within its budget on a slow machine, or refused.
+                asking = asyncio.ensure_future(web.post("/price", json={**PRICE, "pairs": 200_000}))
+                await anyio.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                assert (await asking).status_code in (200, 503)
+            rest = await anyio.to_thread.run_sync(process.stderr.read)
+            # uvicorn ends by the signal that it was sent, when it has shut down.
+            assert process.wait(30) in (0, -signal.SIGTERM), said + rest
+            assert "Traceback" not in said + rest
+            assert (said + rest).count("Application shutdown complete") == wanted
+        finally:
+            process.kill()
+
+
 class Drop:
     """A policy that drops every job."""
 

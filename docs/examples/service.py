@@ -1,7 +1,8 @@
 """An HTTP service: two endpoints with budgets, under a router, with its live page at ``/router``.
 
 ``python service.py`` serves on loopback until Ctrl-C or SIGTERM. ``--naive`` serves the same
-without a router, by `asyncio.to_thread`; ``--check`` asks each endpoint once and ends. It needs
+without a router, by `asyncio.to_thread`; ``--check`` asks each endpoint once and ends. `app` is for
+servers that are started by their own command, as ``uvicorn service:app``. It needs
 ``pip install 'helixnb[web]'``.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import http.client
 import json
 import logging
@@ -24,6 +24,7 @@ import uvicorn
 from option_pricing import european_call
 from scoring import FEATURES, score
 from starlette.applications import Starlette
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -40,6 +41,9 @@ PRICE_BUDGET_MS = 50.0
 SCORE_BUDGET_MS = 10.0
 HTTP_MS = 4.0
 """What of a client's budget goes on the way to the router and back: the job gets the rest."""
+
+MOST_BYTES = 131_072
+"""The largest body: to parse JSON holds up the event loop, 2 ms for this much."""
 
 JITTER_S = 3
 """By up to how many seconds clients are told to come back later than they could."""
@@ -65,14 +69,31 @@ OPTION = {
 WHOLE = {"pairs": (1, 10_000_000), "seed": (0, 2**32 - 1)}
 
 
+async def bytes_of(request):
+    """Return the body that was sent, and take in no more of it than may be."""
+    too_large = HTTPException(
+        413, f"the body must have at most {MOST_BYTES:,} bytes", {"Connection": "close"}
+    )
+    length = request.headers.get("Content-Length", "0")
+    if not length.isdecimal() or int(length[:20]) > MOST_BYTES:
+        raise too_large
+    body = bytearray()  # what is sent in chunks has no length
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "the client has gone") from None
+    return bytes(body)
+
+
 async def body_of(request, names):
     """Return the JSON object that was sent; it must have these names, and no others."""
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await bytes_of(request))
     except (ValueError, RecursionError):
         body = None
-    except ClientDisconnect:
-        raise HTTPException(400, "the client has gone") from None
     if not isinstance(body, dict) or body.keys() != set(names):
         raise HTTPException(422, f"the body must be a JSON object of {', '.join(names)}")
     return body
@@ -139,13 +160,26 @@ async def run_in_thread(job):
 # -- The application -----------------------------------------------------------------------------
 
 
+def new_router():
+    """Return what an application runs its jobs on, each time that it starts."""
+    return Router(kernels=KERNELS)
+
+
 def create_service(router=None):
-    """Return the ASGI application, on a router that has `KERNELS`, or on threads."""
-    run = run_in_thread if router is None else functools.partial(run_routed, router)
+    """Return the ASGI application: on a router that has `KERNELS`, or on threads.
+
+    `router` is one, or makes one for each start: a router opens once, and not before a fork.
+    """
+    state = State({"leaving": False, "router": None, "page": None})
+
+    async def run(job):
+        if router is None:
+            return await run_in_thread(job)
+        return await run_routed(state.router, job)
 
     def reply(content, status=200, headers=None):
         # Who keeps a connection would send the next request into it while it is being closed.
-        close = {"Connection": "close"} if app.state.leaving else {}
+        close = {"Connection": "close"} if state.leaving else {}
         return JSONResponse(content, status, {**(headers or {}), **close})
 
     async def price(request):
@@ -156,20 +190,25 @@ def create_service(router=None):
         return reply({"score": await run(await score_job(request))})
 
     async def health(_request):
-        ready = not app.state.leaving and (router is None or router.is_open)
+        ready = not state.leaving and (router is None or state.router.is_open)
         return reply({"ready": ready}, 200 if ready else 503)
 
     async def refuse(_request, error):
         return reply({"error": error.detail}, error.status_code, error.headers)
+
+    async def page(scope, receive, send):
+        await state.page(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(_app):
         if router is None:
             warm_up(KERNELS)
             yield
-        else:
-            async with router:  # compiles the kernels: the server listens when that is done
-                yield
+            return
+        state.router = router() if callable(router) else router
+        state.page = create_app(state.router)
+        async with state.router:  # compiles the kernels: the server listens when that is done
+            yield
 
     routes = [
         Route("/price", price, methods=["POST"]),
@@ -177,10 +216,14 @@ def create_service(router=None):
         Route("/health", health),
     ]
     if router is not None:
-        routes.append(Mount("/router", create_app(router)))
+        routes.append(Mount("/router", page))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: refuse})
-    app.state.leaving = False
+    app.state = state
     return app
+
+
+app = create_service(new_router)
+"""For ``uvicorn service:app``. Nothing is opened or compiled before it starts."""
 
 
 # -- The server ----------------------------------------------------------------------------------
@@ -252,7 +295,7 @@ def main():
     parser.add_argument("--notice", type=float, default=NOTICE_S, help="seconds (%(default)s)")
     parser.add_argument("--check", action="store_true", help="ask each endpoint once, and end")
     options = parser.parse_args()
-    router = None if options.naive else Router(kernels=KERNELS)
+    router = None if options.naive else new_router()
     if options.check:
         asyncio.run(ask_once(Server(router, port=0, notice_s=0.0)))
         return
