@@ -18,6 +18,7 @@ from anyio.from_thread import BlockingPortal
 from helixnb._config import RouterConfig
 from helixnb._decider import Explanation
 from helixnb._errors import RouterStateError
+from helixnb._exec.green import check_threads
 from helixnb._observe.metrics import Reading
 from helixnb._observe.stats import Stats
 from helixnb._observe.watch import Watch
@@ -81,11 +82,12 @@ class BlockingRouter:
         KernelError
             A kernel can't be compiled, or its shared arrays aren't bound.
         RouterStateError
-            It was opened before.
+            It was opened before, or threads are green here, as gevent's.
         """
         with self._opening:
             if self._pid:
                 raise RouterStateError("a router opens once; make a new one")
+            check_threads()  # before there is one
             self._pid = os.getpid()
         _open.add(self)
         self._loop.start()

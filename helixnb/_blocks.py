@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,13 +32,17 @@ SLICE = 64
 class Turns:
     """Lets the event loop turn about once a millisecond of work.
 
-    `limiter` bounds the threads that plan; anyio's own may be used up by those who wait for us.
-    None sends no thread: a router that is closed has nothing to plan.
+    `in_thread` calls a function in a thread. None is for a router that is closed: it sends none,
+    and has little to do for each job.
     """
 
-    def __init__(self, clock: Callable[[], int], limiter: anyio.CapacityLimiter | None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], int],
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]] | None,
+    ) -> None:
         self._clock = clock
-        self._limiter = limiter
+        self._in_thread = in_thread
         self._ends_ns = clock() + CHUNK_NS
 
     async def pass_on(self) -> None:
@@ -49,9 +53,10 @@ class Turns:
 
     async def call(self, function: Callable[[], T], jobs: int) -> T:
         """Call what handles so many jobs by NumPy: in a thread, if they are many."""
-        if jobs < LARGE or self._limiter is None:
+        if jobs < LARGE or self._in_thread is None:
             return function()
-        return await anyio.to_thread.run_sync(function, limiter=self._limiter)
+        result: T = await self._in_thread(function)
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from helixnb._core.lifecycle import Ledger
 from helixnb._errors import RouterStateError
 from helixnb._exec.detached import Detached, is_inside, loop_finder, mark_inside, outlast
+from helixnb._exec.green import check_threads
 from helixnb._log import SafeLogger
 from helixnb._records import Status
+
+T = TypeVar("T")
 
 logger = SafeLogger("helixnb")
 
@@ -74,18 +77,20 @@ class Lifetime:
         Raises
         ------
         RouterStateError
-            It isn't new, or was closed meanwhile.
+            It isn't new, threads are green here, or it was closed meanwhile.
         Exception
             Whatever `set_up` raises. It is closed then.
         """
         if self.state != "new":
             raise RouterStateError("a router opens once; make a new one")
+        check_threads()
         self.state = "opening"
         self._find_loop = loop_finder()
         self._home = self._find_loop()
         self._thread = threading.get_ident()
         self._idle, self._leaving, self._closed = anyio.Event(), anyio.Event(), anyio.Event()
         self._opening, self._draining = anyio.CancelScope(), anyio.CancelScope()
+        self._one = anyio.CapacityLimiter(1)
         self._ledger.on_idle = self._idle_now
         self.tasks = Detached(self._fail, self._shut, self._end)
         self.tasks.start(self._live)
@@ -107,49 +112,87 @@ class Lifetime:
         self._leaving.set()
         await outlast(self._closed)
 
-    async def run_in_thread(self, function: Callable[[Callable[[], bool]], None]) -> None:
-        """Call what takes seconds in a thread, with a function that tells when it should stop.
+    async def aside(
+        self,
+        serve: Callable[[], Coroutine[Any, Any, T]],
+        on_cancelled: Callable[[], object] | None = None,
+    ) -> T:
+        """Return what a coroutine function returns, from a task of the router's own.
 
-        It should if this is cancelled, or the router is closed; the thread is waited for all the
-        same.
+        anyio's threads end with the outermost task that needed them. So what needs one runs here,
+        and no thread hangs on a task of the caller's.
+
+        Parameters
+        ----------
+        on_cancelled
+            Called if this is cancelled; `serve` is waited for all the same.
 
         Raises
         ------
         RouterStateError
-            The router is closed.
+            The router has ended.
         Exception
-            Whatever `function` raises.
+            Whatever `serve` raises.
         """
-        stop, done = threading.Event(), anyio.Event()
+        done = anyio.Event()
+        results: list[T] = []
         errors: list[Exception] = []
 
-        def call() -> None:
-            mark_inside(self.tasks)
-            function(stop.is_set)
-
-        async def visit() -> None:
+        async def run() -> None:
             try:
-                await anyio.to_thread.run_sync(call, limiter=anyio.CapacityLimiter(1))
+                results.append(await serve())
             except Exception as error:
                 errors.append(error)
             finally:
-                stop.set()  # if this was cancelled, the thread goes on
                 done.set()
 
-        self._stops.add(stop)
-        if self.tasks.start(visit):
+        if self.tasks.start(run):
             try:
                 await done.wait()
             except BaseException:
-                stop.set()
+                if on_cancelled is not None:
+                    on_cancelled()
                 await outlast(done)
                 raise
-            finally:
-                self._stops.discard(stop)
-        if self.state not in ("opening", "open"):
-            raise RouterStateError(f"the router is {self.state}")
         if errors:
             raise errors[0]
+        if not results:
+            raise RouterStateError(f"the router is {self.state}")
+        return results[0]
+
+    async def in_thread(
+        self, function: Callable[[], T], on_cancelled: Callable[[], object] | None = None
+    ) -> T:
+        """Return what a function returns that takes a while, from a thread; see `aside`."""
+
+        def call() -> T:
+            mark_inside(self.tasks)
+            return function()
+
+        # One thread at a time; anyio's own may all be used by those who wait for the router.
+        limiter = self._one if on_cancelled is None else anyio.CapacityLimiter(1)
+        return await self.aside(
+            lambda: anyio.to_thread.run_sync(call, limiter=limiter), on_cancelled
+        )
+
+    async def until_stopped(self, function: Callable[[Callable[[], bool]], object]) -> None:
+        """Call what takes seconds in a thread, with a function that tells whether it should stop.
+
+        It should as soon as this is cancelled, or the router is closed.
+
+        Raises
+        ------
+        RouterStateError
+            The router was closed.
+        """
+        stop = threading.Event()
+        self._stops.add(stop)
+        try:
+            await self.in_thread(lambda: function(stop.is_set), stop.set)
+        finally:
+            self._stops.discard(stop)
+        if stop.is_set():
+            raise RouterStateError(f"the router is {self.state}")
 
     # -- Closing ------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
@@ -72,6 +72,7 @@ class Many:
         backlog: Backlog,
         workers: Workers,
         tracing: Tracing,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
     ) -> None:
         self._tracing = tracing
         self._settings = settings
@@ -81,7 +82,7 @@ class Many:
         self._backlog = backlog
         self._workers = workers
         self._clock = ledger.clock
-        self._planners = anyio.CapacityLimiter(1)
+        self._in_thread = in_thread
         # Paces are relative to predictions, and those of a cold kind may be off by any factor.
         self._paces: defaultdict[tuple[Kernel, bool], Pace] = defaultdict(Pace)
 
@@ -103,7 +104,7 @@ class Many:
         trace: CallSpan | None,
     ) -> Outcomes:
         await anyio.lowlevel.checkpoint()  # even if every job will be dropped
-        turns = Turns(self._clock, self._planners if self._settings.is_open else None)
+        turns = Turns(self._clock, self._in_thread if self._settings.is_open else None)
         blocks, order = await checked_blocks(jobs, kernels, self._costs, turns)
         settled = anyio.Event()
 

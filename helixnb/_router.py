@@ -198,7 +198,7 @@ class Router:
         if self._config.parallel_kernels == "auto":
             parallel_is_safe()  # chooses the threading layer: here, and not in the worker thread
         await self._warm_up(list(self._kernels.values()), self._progress)
-        self._measured_hop_us = await measure_hop_us()
+        self._measured_hop_us = await self._lifetime.aside(measure_hop_us)
         # Nothing awaits from here on, so that all of this is there, or none.
         tasks = self._lifetime.tasks
         self._slots = Slots(self._config.cpu_parallelism)
@@ -219,7 +219,14 @@ class Router:
             self, self._decider, self._ledger, self._backlog, self._slots, self._workers, tracing
         )
         self._many = Many(
-            self, self._decider, self._costs, self._ledger, self._backlog, self._workers, tracing
+            self,
+            self._decider,
+            self._costs,
+            self._ledger,
+            self._backlog,
+            self._workers,
+            tracing,
+            self._lifetime.in_thread,
         )
         for kernel in self._kernels.values():
             self._add_batches(kernel)
@@ -379,7 +386,7 @@ class Router:
             for module in ("telemetry", "tracing"):  # OpenTelemetry's API takes 50 ms
                 importlib.import_module(f"helixnb._observe.{module}")
 
-        await self._lifetime.run_in_thread(compile_all)
+        await self._lifetime.until_stopped(compile_all)
 
     # -- Jobs ---------------------------------------------------------------------------------
 

@@ -587,8 +587,8 @@ def test_nothing_has_no_dtype() -> None:
         JobBlock("HashMix", [], offsets=[0], compute_cost=1, params=5)  # type: ignore[arg-type]
 
 
-async def test_a_log_filter_that_raises_leaves_nothing_behind() -> None:
-    """The call fails with what it raised; the books and the backlog are as before."""
+async def test_a_log_filter_that_raises_is_no_business_of_the_jobs() -> None:
+    """They run as if nobody looked."""
 
     def refuse(record: logging.LogRecord) -> bool:
         raise ArithmeticError("filter")
@@ -599,13 +599,11 @@ async def test_a_log_filter_that_raises_leaves_nothing_behind() -> None:
     logger.addFilter(refuse)
     try:
         async with router(policy=Always(Strategy.BATCH)) as r:
-            with pytest.raises(ArithmeticError):
-                await r.submit_many(JobColumns([block(9, latency_budget_ms=9e6)]))
-            stats = r.stats()
+            await r.submit_many(JobColumns([block(9, latency_budget_ms=9e6)]))
     finally:
         logger.removeFilter(refuse)
         logger.setLevel(level)
-    assert (stats.cancelled, stats.in_flight, stats.waiting) == (9, 0, 0)
+    assert r.stats().completed == 9
     check_balanced(r.stats())
 
 

@@ -737,3 +737,60 @@ def test_an_interrupt_while_a_blocking_router_opens() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "closed"]
+
+
+# -- Programs that patch what a router stands on --------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opening", ["BlockingRouter().open()", "asyncio.run(Router().open())"])
+@pytest.mark.parametrize("patched", ["", "thread=False", "socket=False, select=False"])
+def test_gevents_green_threads_are_refused(opening: str, patched: str) -> None:
+    """In one line that says what to do, instead of stopping all greenlets, or waiting for ever."""
+    pytest.importorskip("gevent")
+    done = python(
+        "-W",
+        "ignore",
+        "-c",
+        f"""if True:
+        from gevent import monkey
+        monkey.patch_all({patched})
+        import asyncio
+        from helixnb import BlockingRouter, Router, RouterStateError
+        try:
+            {opening}
+        except RouterStateError as error:
+            print(error)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gevent has patched ")
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_loops_inside_loops() -> None:
+    """Under nest_asyncio a router works, inside of a nested call too, and the program ends."""
+    pytest.importorskip("nest_asyncio")
+    done = python(
+        "-c",
+        """if True:
+        import asyncio
+        import nest_asyncio
+        nest_asyncio.apply()
+        from helixnb import Decision, Job, Router, RouterConfig, Strategy
+        class Spawn:
+            def decide(self, job, load, config, estimate):
+                return Decision(Strategy.SPAWN, "test")
+        job = Job(id=1, kind="HashMix", compute_cost=640)
+        async def main():
+            async with Router(RouterConfig(cpu_parallelism=2), policy=Spawn()) as router:
+                print((await router.submit(job)).status)
+                print(len(await router.submit_many([job] * 20_000)))
+                nested = asyncio.get_running_loop().run_until_complete(router.submit(job))
+                print(nested.status)
+        asyncio.run(main())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["completed", "20000", "completed"]
