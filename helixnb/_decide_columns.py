@@ -56,8 +56,10 @@ class Candidates:
         Each job's block, by its position.
     run_us, share_us
         What each takes alone, and what it adds to the backlog.
-    samples, p95_factor, batch_gain, batch_us, probe, batch_probe
+    samples, p95_factor, batch_gain, batch_us, batch_probe, may_inline
         Of each block; see `Estimate`.
+    probes
+        How many jobs of each block may run although they seem infeasible.
     """
 
     compute_cost: Array
@@ -70,8 +72,9 @@ class Candidates:
     p95_factor: Array
     batch_gain: Array
     batch_us: Array
-    probe: Array
+    probes: Array
     batch_probe: Array
+    may_inline: Array
 
     def __len__(self) -> int:
         return len(self.compute_cost)
@@ -117,8 +120,9 @@ def candidates_of(
             ],
             np.float64,
         ),
-        probe=constant([each.probe for each in estimates], np.uint8),
+        probes=constant([block.model.probes(now_ns) for block in blocks], np.int64),
         batch_probe=constant([each.batch_probe for each in estimates], np.uint8),
+        may_inline=constant([each.may_inline for each in estimates], np.uint8),
     )
 
 
@@ -129,7 +133,7 @@ class Carried:
         self._load = load
         self._backlog_s = load.backlog_s
         self._candidates = candidates
-        self._probe = candidates.probe.copy()
+        self._probes = candidates.probes.copy()
 
     def load(self) -> Load:
         """Return the load for the next one."""
@@ -157,16 +161,17 @@ class Carried:
             run_us * float(jobs.p95_factor[kind]),
             float(jobs.batch_gain[kind]),
             max(float(jobs.batch_us[kind]), float(jobs.share_us[at])),
-            bool(self._probe[kind]),
+            bool(self._probes[kind] > 0),
             bool(jobs.batch_probe[kind]),
+            bool(jobs.may_inline[kind]),
         )
 
     def add(self, at: int, decision: Decision) -> None:
         """Count a job in for which so was decided."""
         if decision.strategy is not Strategy.INLINE and decision.strategy is not Strategy.DROP:
             self._backlog_s += float(self._candidates.share_us[at]) / 1e6
-        if decision.reason == "probe":  # one of its kind is enough
-            self._probe[self._candidates.kind[at]] = 0
+        if decision.reason == "probe":
+            self._probes[self._candidates.kind[at]] -= 1
 
 
 def _static_rows(
@@ -204,8 +209,9 @@ def _adaptive_rows(
     p95_factor: Array,
     batch_gain: Array,
     batch_us: Array,
-    probe: Array,
+    probes: Array,
     batch_probe: Array,
+    may_inline: Array,
     elsewhere: Array,
     probing: Array,
     cold_samples: int,
@@ -248,8 +254,9 @@ def _adaptive_rows(
             p95_ns,
             batch_gain[k],
             max(batch_us[k], share_us[i]) * 1e3,
-            probe[k] != 0,
+            probes[k] > 0,
             batch_probe[k] != 0,
+            may_inline[k] != 0,
             idle,
             many,
             waiting,
@@ -269,7 +276,7 @@ def _adaptive_rows(
         if elsewhere[code]:
             backlog_s += share_us[i] / 1e6
         if probing[code]:
-            probe[k] = 0
+            probes[k] -= 1
         excess_s[i] = (
             _excess_of(
                 code,
@@ -294,8 +301,8 @@ static_rows = jit(
 
 adaptive_rows = jit(
     "void(uint64[::1], float64[::1], float64[::1], int32[::1], float64[::1], float64[::1], "
-    "int64[::1], float64[::1], float64[::1], float64[::1], uint8[::1], uint8[::1], uint8[::1], "
-    "uint8[::1], "
+    "int64[::1], float64[::1], float64[::1], float64[::1], int64[::1], uint8[::1], uint8[::1], "
+    "uint8[::1], uint8[::1], "
     "int64, boolean, boolean, int64, float64, float64, float64, float64, float64, float64, int64, "
     "float64, float64, float64, uint64, uint64, float64, uint8[::1], float64[::1])",
     sources=(_adaptive_rows, adaptive_rule, inline_pays, excess_of),
@@ -347,8 +354,9 @@ def decide_adaptive(candidates: Candidates, load: Load, config: RouterConfig) ->
         candidates.p95_factor,
         candidates.batch_gain,
         candidates.batch_us,
-        candidates.probe.copy(),
+        candidates.probes.copy(),
         candidates.batch_probe,
+        candidates.may_inline,
         ELSEWHERE,
         PROBING,
         config.cold_samples,

@@ -155,6 +155,8 @@ class Decider:
         model: KindModel = entry.model
         if entry.kernel is None or not self._is_quick or model.is_cold or is_logging():
             return False
+        if model.guard.is_barred:  # or it may come back, as the whole rule says
+            return False
         config = self._settings.config
         if entry.predicted_ns > config.max_job_s * 1e9:
             return False

@@ -17,10 +17,17 @@ from helixnb._core.estimate import CostModel, KindModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import wait_ns_of
 from helixnb._core.queues import Backlog
-from helixnb._core.rules import DECISIONS, DROP_CLOSED, DROP_LARGE, DROP_LOOP, INLINE_CHEAP
+from helixnb._core.rules import (
+    DECISIONS,
+    DROP_CLOSED,
+    DROP_LARGE,
+    DROP_LOOP,
+    INLINE_CHEAP,
+    REFUSALS,
+)
 from helixnb._decider import Decider, Explanation
 from helixnb._errors import JobError
-from helixnb._exec.inline import InlineLane, run_on_loop
+from helixnb._exec.inline import InlineLane, LoopWatch, run_on_loop
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
@@ -119,7 +126,15 @@ class Cohort:
 
 
 class Intake:
-    """Decides for each job, and puts it where it runs."""
+    """Decides for each job, and puts it where it runs.
+
+    Attributes
+    ----------
+    inline
+        Jobs of tickets that will run on the event loop.
+    watch
+        What watches those that do.
+    """
 
     def __init__(
         self,
@@ -141,7 +156,8 @@ class Intake:
         self._clock = ledger.clock
         self._busy_ns = 0
         self._turn = 0
-        self.inline = InlineLane(backlog, ledger)
+        self.watch = LoopWatch(ledger, watches=settings.is_adaptive)
+        self.inline = InlineLane(backlog, ledger, self.watch, self._send_off)
         self._pool = PoolLane(backlog, ledger)
         workers.add(self._pool)
         self._batches: dict[str, BatchLane] = {}
@@ -194,6 +210,12 @@ class Intake:
     def _hold(self, entry: Entry, now_ns: int) -> None:
         """Hold a job to its budget, unless it is a probe."""
         budget_ms = entry.job.latency_budget_ms
+        model: KindModel = entry.model
+        if model.is_cold and entry.strategy is Strategy.DROP:
+            if entry.reason in REFUSALS:
+                model.note_refusal()
+        elif model.is_cold and entry.strategy is not Strategy.INLINE:
+            model.note_lesson(now_ns, functools.partial(_will_teach, entry))
         if entry.reason == "probe":
             entry.model.note_probe(now_ns)
         elif budget_ms is not None:
@@ -215,7 +237,17 @@ class Intake:
             return dataclasses.replace(why, decision=DECISIONS[DROP_LARGE])
         return why
 
+    def _send_off(self, entry: Entry) -> None:
+        """Let a job run in a thread that was to run on the event loop."""
+        entry.reroute(Strategy.SPAWN, "inline_overrun")
+        if not self._workers.spawn(entry):
+            entry.reroute(Strategy.CPU_POOL, "inline_overrun")
+            self._queue(entry, self._pool)
+            if entry.strategy is Strategy.DROP:
+                self._ledger.settle(entry, Status.DROPPED)
+
     def _place(self, entry: Entry, *, soon: bool) -> None:
+        is_probe = entry.reason == "probe"
         if entry.kernel is None:
             cheap = entry.job.compute_cost <= self._settings.config.inline_max_cost
             if entry.strategy is Strategy.BATCH:
@@ -227,7 +259,9 @@ class Intake:
                 return
             entry.reroute(Strategy.CPU_POOL, "spawn_saturated")
         if entry.strategy is Strategy.CPU_POOL:
-            self._queue(entry, self._pool)
+            # A probe of a cold kind waits for nobody, or its caller would give up before it ran.
+            model: KindModel = entry.model
+            self._queue(entry, self._pool, first=is_probe and model.learns and model.is_cold)
         elif entry.strategy is Strategy.BATCH:
             self._queue(entry, self._batches[entry.job.kind])
         elif entry.strategy is Strategy.INLINE and soon:
@@ -236,11 +270,11 @@ class Intake:
             else:
                 self.inline.push(entry)
 
-    def _queue(self, entry: Entry, lane: QueueLane) -> None:
+    def _queue(self, entry: Entry, lane: QueueLane, *, first: bool = False) -> None:
         if self._backlog.is_full:
             entry.reroute(Strategy.DROP, "queue_full")
         else:
-            lane.queue.push(entry)
+            lane.queue.push(entry, first=first)
             self._workers.look(lane)
             if entry.deadline_ns < math.inf and entry.queue is not None:
                 self._workers.expect(entry.deadline_ns)
@@ -293,7 +327,8 @@ class Intake:
         self.enter(entry)
         if entry.strategy is Strategy.INLINE:
             started_ns = self._clock()
-            run_on_loop(self._ledger, entry)
+            if not run_on_loop(self._ledger, self.watch, entry):
+                self._send_off(entry)
             self._busy_ns += self._clock() - started_ns
 
     async def _wait(self, entry: Entry) -> Outcome:
@@ -312,13 +347,22 @@ class Intake:
         return entry.outcome
 
 
+def _will_teach(entry: Entry) -> bool | None:
+    """Tell whether something will be learnt from a job; see `KindModel.note_lesson`."""
+    if entry.outcome is None:
+        return True if entry.begun_ns is not None or entry.reason == "probe" else None
+    # What was cancelled while it ran goes on.
+    return entry.outcome.status is Status.CANCELLED and entry.begun_ns is not None
+
+
 def _cohort_event(entry: Entry) -> anyio.Event:
     """Return the event that wakes the jobs that a thread will probably take together.
 
     An event of its own for each job takes 3 us more, to make and to collect.
     """
     queue = entry.queue
-    if queue is None or entry.strategy is Strategy.SPAWN:  # taken already, or always taken alone
+    # Taken already, or always taken alone; and a probe may be ahead of the others.
+    if queue is None or entry.strategy is Strategy.SPAWN or entry.reason == "probe":
         return anyio.Event()
     cohort: Cohort | None = queue.cohort
     if cohort is None or cohort.left_ns < entry.predicted_ns or cohort.event.is_set():

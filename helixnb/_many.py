@@ -16,12 +16,12 @@ import numpy as np
 
 from helixnb._blocks import SLICE, Block, Turns, checked_blocks
 from helixnb._config import RouterConfig
-from helixnb._core.estimate import CostModel
+from helixnb._core.estimate import CostModel, KindModel
 from helixnb._core.lifecycle import Ledger
 from helixnb._core.policy import AdaptivePolicy, Policy, StaticPolicy
 from helixnb._core.queues import Backlog
-from helixnb._core.rows import Rows
-from helixnb._core.rules import DECISIONS, DROP_CLOSED
+from helixnb._core.rows import PENDING, Rows
+from helixnb._core.rules import DECISIONS, DROP_CLOSED, REFUSALS
 from helixnb._decide_columns import (
     Candidates,
     Carried,
@@ -32,6 +32,8 @@ from helixnb._decide_columns import (
 )
 from helixnb._decider import Decider, checked_decision
 from helixnb._exec.column_lane import ColumnLane, Pace, Part
+from helixnb._exec.inline import LoopWatch, is_on_trust
+from helixnb._exec.inline_rows import run_rows
 from helixnb._exec.lanes import Settings
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import is_logging, log_row
@@ -52,12 +54,15 @@ class _Plan:
     dropped
         Which of a block's jobs are dropped, for each block.
     queued, inline
-        What waits for threads, and what runs on the event loop.
+        What waits for threads, and what runs on the event loop because a policy says so.
+    on_trust
+        What runs there for as long as it is as short as is believed.
     """
 
     dropped: list[Array]
     queued: list[Part]
     inline: list[Part]
+    on_trust: list[Part]
 
 
 class Many:
@@ -73,8 +78,10 @@ class Many:
         workers: Workers,
         tracing: Tracing,
         in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        watch: LoopWatch,
     ) -> None:
         self._tracing = tracing
+        self._watch = watch
         self._settings = settings
         self._decider = decider
         self._costs = costs
@@ -128,14 +135,12 @@ class Many:
         try:
             for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
                 rows.settle(dropped, Status.DROPPED)
-                if len(rows.probes):
-                    block.model.note_probe(self._clock())
+                _note(block.model, rows, dropped, self._clock())
             if is_logging():
                 _log(blocks, order, books, decided, carried)
             self._workers.look(lane)
             self._workers.expect(lane.expire(self._clock()))
-            for part in plan.inline:
-                await _run_inline(part)
+            await self._run_inline(plan, lane)
             if any(rows.pending for rows in books):
                 await settled.wait()
         except BaseException:
@@ -167,15 +172,32 @@ class Many:
             books = await turns.call(
                 lambda: _booked(blocks, order, decided, config, new_rows), len(candidates)
             )
-            plan = await self._place(blocks, order, books, turns, trace)
+            trusted = [code for code, each in enumerate(decided[1]) if is_on_trust(each)]
+            plan = await self._place(blocks, order, books, trusted, turns, trace)
         if plan is None or not self._settings.is_open:  # since when, is not for the books to say
             for part in plan.queued if plan is not None else ():
                 part.abandon()
             closed = np.full(len(candidates), DROP_CLOSED, np.uint8)
             decided = closed, list(DECISIONS), None
             books = _booked(blocks, order, decided, config, new_rows)
-            plan = _placed(blocks, order, books, 0, self._backlog, self._paces, None)
+            plan = _placed(blocks, order, books, [], 0, self._backlog, self._paces, None)
         return books, plan, decided, Carried(load, candidates)
+
+    async def _run_inline(self, plan: _Plan, lane: ColumnLane) -> None:
+        """Run what runs on the event loop."""
+        for part in plan.inline:
+            await _run_pieces(part)
+        for part in plan.on_trust:
+            await run_rows(part, self._watch, functools.partial(self._send_off, lane))
+
+    def _send_off(self, lane: ColumnLane, part: Part) -> None:
+        """Let the rest of what was to run on the event loop run in threads."""
+        rows, rest = part.rows, part.rest
+        strategy = Strategy.CPU_POOL if part.kernel.serial is None else Strategy.BATCH
+        rows.reroute(rest[rows.status[rest] == PENDING], strategy, "inline_overrun")
+        lane.add(part)
+        self._workers.look(lane)
+        self._workers.expect(lane.expire(self._clock()))
 
     async def _candidates(
         self, blocks: Sequence[Block], order: Array | None, turns: Turns
@@ -250,6 +272,7 @@ class Many:
         blocks: Sequence[Block],
         order: Array | None,
         books: list[Rows],
+        trusted: list[int],
         turns: Turns,
         trace: CallSpan | None,
     ) -> _Plan:
@@ -262,12 +285,26 @@ class Many:
         self._backlog.grow(room)  # so that jobs that come meanwhile don't take it
         try:
             return await turns.call(
-                lambda: _placed(blocks, order, books, room, self._backlog, self._paces, trace),
+                lambda: _placed(
+                    blocks, order, books, trusted, room, self._backlog, self._paces, trace
+                ),
                 sum(map(len, blocks)),
             )
         except BaseException:
             self._backlog.grow(-room)
             raise
+
+
+def _note(model: KindModel, rows: Rows, dropped: Array, now_ns: int) -> None:
+    """Let a model know of a call's probes, and of drops for which a cold kind needs some."""
+    if len(rows.probes):
+        model.note_probe(now_ns)
+    if not model.is_cold:
+        return
+    for at in rows.probes.tolist():
+        model.note_lesson(now_ns, functools.partial(rows.waits, at))
+    if any(rows.reasons[code] in REFUSALS for code in np.unique(rows.reason[dropped])):
+        model.note_refusal()
 
 
 def _starts(blocks: Sequence[Block]) -> list[int]:
@@ -348,6 +385,7 @@ def _placed(
     blocks: Sequence[Block],
     order: Array | None,
     books: list[Rows],
+    trusted: list[int],
     room: int,
     backlog: Backlog,
     paces: Mapping[tuple[Kernel, bool], Pace],
@@ -357,8 +395,10 @@ def _placed(
 
     A job without a budget waits for as long as it takes. One with a budget counts among the
     waiting jobs, those before it included, and is dropped where there is no `room` for it.
+    `trusted` are the codes of decisions to run on the event loop that hold as long as the jobs are
+    as short as is believed.
     """
-    plan = _Plan(dropped=[], queued=[], inline=[])
+    plan = _Plan(dropped=[], queued=[], inline=[], on_trust=[])
     for rows, own in zip(books, _beyond(room, blocks, books, order), strict=True):
         rows.reroute(own, Strategy.DROP, "queue_full")
     ranks = np.arange(sum(map(len, blocks)))
@@ -376,13 +416,18 @@ def _placed(
             trace=trace,
         )
         plan.dropped.append(np.flatnonzero(rows.strategy == Strategy.DROP.code))
-        inline = np.flatnonzero(rows.strategy == Strategy.INLINE.code)
+        is_inline = rows.strategy == Strategy.INLINE.code
+        is_trusted = is_inline & np.isin(rows.reason, trusted)
         queued = np.flatnonzero(_in_threads(rows.strategy))
         rows.reroute(*_together(rows, queued, block.kernel), "in_columns")
         if len(queued):
             plan.queued.append(new_part(queued, block.bounded[queued] & _counts(rows)[queued]))
-        if len(inline):
-            plan.inline.append(new_part(inline, np.zeros(len(inline), bool)))
+        for inline, parts in (
+            (np.flatnonzero(is_inline & ~is_trusted), plan.inline),
+            (np.flatnonzero(is_trusted), plan.on_trust),
+        ):
+            if len(inline):
+                parts.append(new_part(inline, np.zeros(len(inline), bool)))
     return plan
 
 
@@ -432,7 +477,7 @@ def _in_threads(strategy: Array) -> Array:
     return wanted
 
 
-async def _run_inline(part: Part) -> None:
+async def _run_pieces(part: Part) -> None:
     """Run jobs on the event loop, a millisecond at a time."""
     while (work := part.take(1, gather=False)) is not None:
         work.run()

@@ -138,7 +138,7 @@ def _strategy_of(value: Any) -> Strategy:
         return Strategy(value)
     except ValueError:
         raise ValueError(
-            f"strategy must be one of {', '.join(Strategy)}, got {value!r:.80}"
+            f"{value!r:.80} is not a valid Strategy: must be one of {', '.join(Strategy)}"
         ) from None
 
 
@@ -201,6 +201,10 @@ class Estimate:
         Whether the job may run although it seems infeasible, so that something is learnt.
     batch_probe
         Whether the job may be batched although that doesn't seem to pay, for the same reason.
+    may_inline
+        Whether the job may run on the event loop, if it seems short enough: its kind was timed, or
+        its author declared what its jobs take (``work`` and ``ns_per_work``), and none of its jobs
+        has held up the event loop lately.
     """
 
     samples: int = 0
@@ -210,6 +214,7 @@ class Estimate:
     batch_us: float = math.inf
     probe: bool = False
     batch_probe: bool = False
+    may_inline: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +376,7 @@ def make_estimate(
     batch_us: float,
     probe: bool,
     batch_probe: bool,
+    may_inline: bool,
 ) -> Estimate:
     """Return an estimate, faster than its guarded constructor does."""
     draft: Any = _EstimateDraft()
@@ -381,6 +387,7 @@ def make_estimate(
     draft.batch_us = batch_us
     draft.probe = probe
     draft.batch_probe = batch_probe
+    draft.may_inline = may_inline
     draft.__class__ = Estimate
     estimate: Estimate = draft
     return estimate

@@ -227,6 +227,7 @@ class Router:
             self._workers,
             tracing,
             self._lifetime.in_thread,
+            self._intake.watch,
         )
         for kernel in self._kernels.values():
             self._add_batches(kernel)
@@ -358,7 +359,9 @@ class Router:
         self._add_batches(kernel)
 
     def _add_batches(self, kernel: Kernel) -> None:
-        model = self._costs.of_kernel(kernel.name, batches=kernel.serial is not None)
+        model = self._costs.of_kernel(
+            kernel.name, batches=kernel.serial is not None, declares_time=kernel.declares_time
+        )
         self._intake.add_batches(kernel, model)
 
     def _check_takes_kernels(self) -> None:

@@ -194,6 +194,8 @@ class Counts:
         Sizes of the kernel calls made for batches, by kind and by what released them.
     shadow_compared, shadow_disagreements
         Jobs that a shadow policy was asked for, and those that it would have let run otherwise.
+    inline_overruns
+        Jobs that ran on the event loop and held it up, by kind.
     """
 
     __slots__ = (
@@ -201,6 +203,7 @@ class Counts:
         "_kinds",
         "_most",
         "_reasons",
+        "inline_overruns",
         "latencies",
         "lock",
         "queues",
@@ -222,6 +225,7 @@ class Counts:
         self.lock = threading.RLock()  # a finaliser may be run while it is held
         self.shadow_compared = 0
         self.shadow_disagreements = 0
+        self.inline_overruns: dict[str, int] = {}
         self._kinds: set[str] = set()
         self._reasons: set[str] = set()
 
@@ -243,6 +247,11 @@ class Counts:
             return sizes
         kind = _bounded(kind, self._kinds, self._most)
         return self.releases.setdefault((kind, cause), Histogram(BOUNDS_JOBS))
+
+    def note_overrun(self, kind: str) -> None:
+        """Count a job that held up the event loop."""
+        kind = _bounded(kind, self._kinds, self._most)
+        self.inline_overruns[kind] = self.inline_overruns.get(kind, 0) + 1
 
     def fold(self) -> None:
         """Put what was noted in histograms and windows. Thread-safe, as all that reads them."""
@@ -289,6 +298,9 @@ class Counts:
             self.tally(theirs.kind, theirs.strategy, theirs.status, theirs.reason).merge(theirs)
         for (kind, cause), sizes in list(other.releases.items()):
             self.release(kind, cause).merge(sizes)
+        for kind, jobs in list(other.inline_overruns.items()):
+            kind = _bounded(kind, self._kinds, self._most)  # noqa: PLW2901  # OTHER, beyond most
+            self.inline_overruns[kind] = self.inline_overruns.get(kind, 0) + jobs
         self.shadow_compared += other.shadow_compared
         self.shadow_disagreements += other.shadow_disagreements
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from helixnb._config import RouterConfig
+from helixnb._core.guard import Guard
 from helixnb._records import Array, Estimate, make_estimate
 
 SKIPPED = 2
@@ -65,6 +66,13 @@ LARGE_BATCH = 8
 PROMISING, HOPE = 0.9, 0.6
 """Share of a job's time in the largest batches so far below which larger ones are worth a try, and
 how much less it is believed to be there."""
+
+MOST_LESSONS = 64
+"""How many jobs on their way are remembered of a cold kind."""
+
+LONG_PROBE_NS = 1e7
+"""Time of a cold kind's latest job from which on its probes come one an interval, as those of a
+kind that is known: several of them would hold up all others."""
 
 MOST_KINDS = 1_024
 """How many kinds of callables are remembered, the latest."""
@@ -285,6 +293,11 @@ class KindModel:
         Jobs in an average batch, of the latest.
     fresh_ns
         When a job of it was measured last, alone or in a batch.
+    guard
+        What keeps it off the event loop.
+    declares_time
+        Whether its author said what its jobs take, so that they may be believed to be short before
+        any was timed.
     """
 
     __slots__ = (
@@ -292,16 +305,21 @@ class KindModel:
         "_costs",
         "_explored",
         "_explored_ns",
+        "_latest_ns",
+        "_lessons",
         "_probed_ns",
+        "_refused",
         "_skip",
         "alone",
         "batch_jobs",
+        "declares_time",
         "fresh_ns",
         "gains",
+        "guard",
         "mean_ns",
     )
 
-    def __init__(self, costs: CostModel, *, batches: bool) -> None:
+    def __init__(self, costs: CostModel, *, batches: bool, declares_time: bool = False) -> None:
         self._costs = costs
         self._batches = batches
         self.alone = Line()
@@ -311,7 +329,12 @@ class KindModel:
         self.mean_ns = 0.0
         self.batch_jobs = 1.0
         self.fresh_ns = -math.inf
+        self.guard = Guard()
+        self.declares_time = declares_time
+        self._latest_ns = 0.0
+        self._refused = False
         self._probed_ns = -math.inf
+        self._lessons: list[tuple[float, Callable[[], bool | None]]] = []
         self._skip = 0
         self._explored = 0
         self._explored_ns = -math.inf
@@ -378,7 +401,11 @@ class KindModel:
         if alone.samples < config.cold_samples:
             prior_us = prior_ns / 1e3
             samples = max(alone.samples, 0)
-            return make_estimate(samples, prior_us, prior_us, best, math.inf, False, False)
+            probe = self.probes(now_ns) > 0
+            may_inline = self.may_inline(now_ns)
+            return make_estimate(
+                samples, prior_us, prior_us, best, math.inf, probe, False, may_inline
+            )
         run_ns = alone.a_ns + alone.b * work
         batch_ns = math.inf
         if queued is not None:
@@ -387,7 +414,6 @@ class KindModel:
                 jobs = min(int(self.batch_jobs), config.batch_max_jobs)
                 batch_ns += (jobs - 1 - queued) * self.mean_ns
             batch_ns *= self.gains.scale(jobs)
-        probe_ns = config.probe_interval_s * 1e9
         # Where all batches were too small to tell, as under a light load, the next ones may be
         # larger: the load may have risen.
         explore_s = config.batch_probe_interval_s if best else config.probe_interval_s
@@ -397,15 +423,98 @@ class KindModel:
             run_ns * alone.p95_factor / 1e3,
             best,
             batch_ns / 1e3,
-            now_ns - self.fresh_ns > probe_ns and now_ns - self._probed_ns > probe_ns,
+            self.probes(now_ns) > 0,
             self._batches
             and best < config.batch_min_gain
             and (self._explored < EXPLORED or now_ns - self._explored_ns > explore_s * 1e9),
+            self.may_inline(now_ns),
         )
+
+    def may_inline(self, now_ns: float) -> bool:
+        """Tell whether a job may run on the event loop, if it seems short enough."""
+        known = self.declares_time or self.alone.samples >= self._costs.config.cold_samples
+        return known and self.guard.allows(now_ns)
+
+    def probes(self, now_ns: float) -> int:
+        """Return how many jobs may run now although they seem infeasible.
+
+        Of a known kind one each interval in which none ran. Of a cold one, once a job was refused,
+        as many at once as it needs to be known, so that it soon is, and one until the first has
+        shown how long they take; jobs of it that run anyway count. One that has ended makes room,
+        however it ended; and so does one that hasn't within an interval. If they are long, one an
+        interval.
+        """
+        if not self._costs.learns:
+            return 0
+        interval_ns = self._costs.config.probe_interval_s * 1e9
+        since_ns = now_ns - self._probed_ns
+        if not self.is_cold:
+            return int(now_ns - self.fresh_ns > interval_ns and since_ns > interval_ns)
+        if not self._refused:
+            return 0
+        if self._latest_ns > LONG_PROBE_NS:
+            return int(since_ns > interval_ns)
+        most = self.to_learn if self._latest_ns else 1
+        if self._lessons:
+            states = [
+                (lesson, lesson[1]())
+                for lesson in self._lessons
+                if now_ns - lesson[0] <= interval_ns
+            ]
+            self._lessons = [lesson for lesson, state in states if state is not False]
+            most -= sum(state is True for _, state in states)
+        return max(0, most)
+
+    def note_refusal(self) -> None:
+        """Note that a job was dropped for the time that others take."""
+        self._refused = True
 
     def note_probe(self, now_ns: int) -> None:
         """Note that a job runs although it seemed infeasible; it will be timed."""
         self._probed_ns = now_ns
+        self._skip = 0
+
+    def note_lesson(self, now_ns: int, state: Callable[[], bool | None]) -> None:
+        """Note that a job of a cold kind is on its way, from which something will be learnt.
+
+        Parameters
+        ----------
+        state
+            Tells whether it runs, or will for certain: False once it has ended, None while it may
+            still be dropped.
+        """
+        if not self.is_cold:
+            self._lessons.clear()
+        elif len(self._lessons) < MOST_LESSONS:
+            self._lessons.append((now_ns, state))
+
+    def watch(
+        self, work: float, predicted_ns: float, wall_ns: float, cpu_ns: float, now_ns: int
+    ) -> None:
+        """Let the guard take in a run in a thread, before it is learnt from.
+
+        Parameters
+        ----------
+        predicted_ns
+            What it was believed to take when it came; what is believed now counts if that is more.
+        """
+        if not self.is_cold:
+            predicted_ns = max(predicted_ns, self.alone.predict_ns(work))
+        elif not self.declares_time:
+            return
+        self.guard.note_elsewhere(predicted_ns, wall_ns, cpu_ns, now_ns)
+        if self.guard.is_barred:
+            self._skip = 0
+
+    def watch_batch(self, jobs: int, work: float, cpu_ns: float, now_ns: int) -> None:
+        """Let the guard take in a kernel call for several jobs in a thread, likewise."""
+        if not self.is_cold and jobs:
+            alone_ns = jobs * self.alone.a_ns + self.alone.b * work
+            self.guard.note_batch(jobs, alone_ns, cpu_ns, now_ns)
+
+    def note_overrun(self, work: float, taken_ns: float, now_ns: int) -> None:
+        """Learn from a run on the event loop that was far too long; the next ones are timed."""
+        self.learn(work, taken_ns, now_ns)
         self._skip = 0
 
     def note_batch_probe(self, now_ns: int) -> None:
@@ -419,8 +528,9 @@ class KindModel:
         """Take in what one job took alone."""
         alone = self.alone
         alone.learn(work, taken_ns, now_ns, self._costs.config.sample_half_life)
-        self._skip = STRIDE - 1 if alone.is_settled else 0
+        self._skip = STRIDE - 1 if alone.is_settled and not self.guard.is_barred else 0
         self.fresh_ns = now_ns
+        self._latest_ns = taken_ns
         self.mean_ns += (taken_ns - self.mean_ns) / 32 if self.mean_ns else taken_ns
 
     def learn_batch(self, jobs: int, work: float, taken_ns: float, now_ns: int) -> None:
@@ -454,23 +564,40 @@ class CostModel:
     def __init__(self, config: RouterConfig, *, learns: bool = True) -> None:
         self.config = config
         self.learns = learns
+        self._barred_until_ns = -math.inf
         self._kernels: dict[str, KindModel] = {}
         self._callables: OrderedDict[Hashable, KindModel] = OrderedDict()
 
-    def of_kernel(self, name: str, *, batches: bool = True) -> KindModel:
-        """Return the model of a kernel's jobs, and whether it has a form for batches, at first."""
+    def of_kernel(
+        self, name: str, *, batches: bool = True, declares_time: bool = False
+    ) -> KindModel:
+        """Return the model of a kernel's jobs.
+
+        Parameters
+        ----------
+        batches, declares_time
+            Of a kernel that is new: whether it has a form for batches, and see `Kernel`.
+        """
         model = self._kernels.get(name)
         if model is None:
-            model = self._kernels[name] = KindModel(self, batches=batches)
+            model = KindModel(self, batches=batches, declares_time=declares_time)
+            self._kernels[name] = model
         return model
 
     def of_callable(self, key: Hashable) -> KindModel:
-        """Return the model of a callable, by the kind it was given or itself."""
+        """Return the model of a callable, by the kind it was given or itself.
+
+        One that is forgotten may come back as new. So none that is new may run on the event loop
+        for as long as one that was forgotten is barred for certain.
+        """
         model = self._callables.get(key)
         if model is None:
             model = self._callables[key] = KindModel(self, batches=False)
+            if self._barred_until_ns > -math.inf:
+                model.guard.bar_until(self._barred_until_ns)
             if len(self._callables) > MOST_KINDS:
-                self._callables.popitem(last=False)
+                _, oldest = self._callables.popitem(last=False)
+                self._barred_until_ns = max(self._barred_until_ns, oldest.guard.until_ns)
         else:
             self._callables.move_to_end(key)
         return model

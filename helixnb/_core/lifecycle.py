@@ -324,8 +324,11 @@ class Ledger:
         value: Any = None,
         error: BaseException | None = None,
         reason: str | None = None,
+        now_ns: int | None = None,
     ) -> bool:
         """End a job: record its outcome, count it, wake its caller.
+
+        `now_ns` is for who has just read the clock.
 
         The first call for an entry wins; a later one does nothing and returns False, such as the
         result of a kernel whose caller has been cancelled meanwhile.
@@ -336,7 +339,8 @@ class Ledger:
         if queue is not None:
             queue.discard(entry)
         job, strategy = entry.job, entry.strategy
-        now_ns = self.clock()
+        if now_ns is None:
+            now_ns = self.clock()
         latency_ns = now_ns - entry.arrived_ns
         retry_after_s = None
         if reason is None:

@@ -90,8 +90,9 @@ class AdaptivePolicy:
 
     1. The job has a budget, and the event loop is later than ``max_loop_lag_ms``: dropped
        (``loop_saturated``).
-    2. The job takes less time than to let it run elsewhere, and 95 % of such jobs fit what is left
-       of its budget: inline, whatever waits elsewhere.
+    2. The job takes less time than to let it run elsewhere, and no more than a millisecond, and
+       95 % of such jobs fit what is left of its budget: inline, whatever waits elsewhere. Not so if
+       one of its kind has held up the event loop lately (`Estimate.may_inline`).
     3. Neither alone nor in a batch would it end within its budget: dropped (``infeasible``), but
        for one job of the kind each ``probe_interval_s`` in which none ran (``probe``).
     4. A slot is free: spawned.
@@ -101,7 +102,10 @@ class AdaptivePolicy:
     7. Else it is pooled.
 
     A kind with fewer than ``cold_samples`` runs has only what its author declared. There
-    `StaticPolicy`'s thresholds say where a job runs; rules 1 and 5, and the wait of 3, hold.
+    `StaticPolicy`'s thresholds say where a job runs; rules 1 and 5, and the wait of 3, hold. But a
+    job runs inline only if its author declared its time, and that is a millisecond or less. And of
+    the jobs that rules 3 and 5 would drop for the time that others take, as many run as the kind
+    needs to be known (``probe``).
     """
 
     adaptive = True
@@ -140,6 +144,7 @@ class AdaptivePolicy:
             estimate.batch_us * 1e3,
             estimate.probe,
             estimate.batch_probe,
+            estimate.may_inline,
             idle,
             many,
             load.waiting,

@@ -153,10 +153,12 @@ class JobQueue:
         oldest = self.oldest
         return math.inf if oldest is None else oldest.arrived_ns
 
-    def push(self, entry: Entry) -> None:
-        """Append a job. Whether there is room is for the caller to ask `Backlog.is_full`."""
+    def push(self, entry: Entry, *, first: bool = False) -> None:
+        """Append a job, or let it be the first. Whether there is room, `Backlog.is_full` tells."""
         with self._backlog.lock:
             self._entries[entry] = None
+            if first:
+                self._entries.move_to_end(entry, last=False)
             entry.queue = self
             self._backlog.waiting += 1
             self.work_ns += min(entry.predicted_ns, LONG_NS)

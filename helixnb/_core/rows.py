@@ -142,8 +142,12 @@ class Rows:
         self.settle(late, Status.DROPPED)
 
     def put_back(self, rows: Array) -> None:
-        """Mark jobs as not begun: they will run again, alone."""
+        """Mark jobs as not begun: they will run another time."""
         self._queue_ns[rows] = WAITING
+
+    def waits(self, at: int) -> bool:
+        """Tell whether a job hasn't ended."""
+        return bool(self.status[at] == PENDING)
 
     def complete(self, rows: Array, values: Array) -> None:
         """Settle some jobs with their values."""

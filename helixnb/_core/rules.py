@@ -25,7 +25,8 @@ from helixnb._records import Decision, Strategy
     DROP_FULL,
     DROP_LARGE,
     DROP_CLOSED,
-) = range(18)
+    INLINE_DECLARED,
+) = range(19)
 
 DECISIONS = (
     Decision(Strategy.INLINE, "small"),
@@ -46,15 +47,26 @@ DECISIONS = (
     Decision(Strategy.DROP, "queue_full"),
     Decision(Strategy.DROP, "too_large"),
     Decision(Strategy.DROP, "router_closed"),
+    Decision(Strategy.INLINE, "small"),
 )
 """The decision of each code, by position."""
+
+ON_TRUST = (DECISIONS[INLINE_CHEAP], DECISIONS[INLINE_DECLARED])
+"""`AdaptivePolicy`'s own decisions to run a job on the event loop: what is believed of the job is
+looked at again when it begins. Told from equal ones of other policies by identity."""
 
 HAND_BACK_NS = 8_000.0
 """What a job costs the event loop that runs elsewhere: to queue it, settle it and wake its caller
 (``make bench-stages``). To drop one costs about as much."""
 
 LONGEST_INLINE_NS = 1_000_000.0
-"""The longest that a job of a cold kind is believed to take, for it to run on the event loop."""
+"""The longest that a job is believed to take, for it to run on the event loop."""
+
+ROW_NS = 1_500.0
+"""What a job in columns costs the event loop if it runs there, one by one, beside the kernel."""
+
+REFUSALS = ("infeasible", "queue_full")
+"""Reasons of drops for the time that others take, of which a cold kind must not starve."""
 
 LEAST_SLOTS = 0.1
 """Slots that are reckoned with, however much of the CPU others take."""
@@ -84,10 +96,11 @@ def hand_off_ns(hop_ns: float, idle: bool, waiting: int, sharers: int) -> float:
     """Return what it costs to let a job run elsewhere.
 
     A hop out and one back where a slot is idle; else the threads go round by themselves, and all
-    that wait share the hop back.
+    that wait share the hop back. Jobs that come together share both hops, and run one by one if
+    they run on the event loop, which comes off.
     """
     if sharers > 1:
-        return 2 * hop_ns / sharers
+        return max(0.0, 2 * hop_ns / sharers - ROW_NS)
     if idle:
         return HAND_BACK_NS + 2 * hop_ns
     return HAND_BACK_NS + hop_ns / (1 + waiting)
@@ -100,7 +113,7 @@ def slots_left(slots: int, cpu_left: float) -> float:
 
 def inline_pays(run_ns: float, p95_ns: float, budget_ns: float, hand_off_ns: float) -> bool:
     """Tell whether a job takes less time than to let it run elsewhere, and fits its budget."""
-    return run_ns <= hand_off_ns and p95_ns <= budget_ns
+    return run_ns <= hand_off_ns and run_ns <= LONGEST_INLINE_NS and p95_ns <= budget_ns
 
 
 def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no plain functions
@@ -115,6 +128,7 @@ def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no 
     batch_ns: float,
     probe: bool,
     batch_probe: bool,
+    may_inline: bool,
     idle: bool,
     many: bool,
     waiting: int,
@@ -142,6 +156,8 @@ def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no 
         See `inline_pays`.
     run_ns, p95_ns, batch_ns
         CPU time alone, its 95th percentile, and that of the batch that the job would join.
+    may_inline
+        Whether the job may run on the event loop at all; see `Estimate`.
     idle
         Whether a slot is free for the job.
     many
@@ -156,7 +172,7 @@ def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no 
         return DROP_LOOP
     in_batch = batch_probe
     if warm:
-        if cheap:
+        if cheap and may_inline:
             return INLINE_CHEAP
         if batch_gain > 0:
             in_batch |= batch_gain >= batch_min_gain
@@ -170,23 +186,27 @@ def adaptive_rule(  # noqa: PLR0911, PLR0912  # a table; compiled code calls no 
         if may_probe and not probe:
             return DROP_INFEASIBLE
     else:
-        if compute_cost <= inline_max_cost and run_ns <= LONGEST_INLINE_NS:
-            return INLINE_SMALL
-        if wait_ns > budget_ns:
+        if may_inline and compute_cost <= inline_max_cost and run_ns <= LONGEST_INLINE_NS:
+            return INLINE_DECLARED
+        in_batch = False
+        may_probe = wait_ns > budget_ns
+        if may_probe and not probe:
             return DROP_INFEASIBLE
-        in_batch = may_probe = False
     if idle:
-        if warm and not in_batch:
+        if not in_batch and (warm or may_probe):
             return SPAWN_PROBE if may_probe else SPAWN_IDLE
-    elif many:
-        if not in_batch and wait_ns > max_wait_ns and budget_ns < math.inf:
-            return DROP_FULL
-    elif waiting >= queue_capacity or (not in_batch and wait_ns > max_wait_ns):
+    elif not many and waiting >= queue_capacity:
         return DROP_FULL
+    elif not in_batch and wait_ns > max_wait_ns and (budget_ns < math.inf or not many):
+        if warm or not probe:
+            return DROP_FULL
+        may_probe = True  # or a kind that is unknown would stay so, as long as others wait
+    if in_batch:
+        return BATCH_PROBE if batch_probe else BATCH_GAINS
     if warm:
-        if in_batch:
-            return BATCH_PROBE if batch_probe else BATCH_GAINS
         return POOL_PROBE if may_probe else POOL_BUSY
+    if may_probe:
+        return POOL_PROBE
     if compute_cost <= spawn_max_cost:
         return SPAWN_MEDIUM
     return BATCH_SCALES if scaling_potential >= batch_min_scaling else POOL_LARGE

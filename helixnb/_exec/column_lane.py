@@ -15,7 +15,7 @@ from helixnb._core.queues import Backlog
 from helixnb._core.rows import Rows
 from helixnb._exec.lanes import CHUNK_NS, HOP_PAYS_NS, Lane
 from helixnb._exec.slots import Lease
-from helixnb._exec.work import Work, timed, timer, warn_of_batch
+from helixnb._exec.work import Run, Work, attempt, timer, warn_of_batch
 from helixnb._records import Array
 from helixnb_kernels import Columns, Kernel
 
@@ -227,6 +227,41 @@ class Part:
             self._expired += late
         return float(deadlines_ns[late]) if late < len(deadlines_ns) else math.inf
 
+    def call_of(self, at: int) -> Callable[[], Any]:
+        """Return what runs the job at a position of the block alone."""
+        columns = self.columns
+        run = self.kernel.solo_call(
+            columns.inputs_of(at),
+            int(columns.compute_cost[at]),
+            int(columns.job_id[at]),
+            tuple(column[at].item() for column in columns.params),
+        )
+        if self.trace is not None and not self.kernel.is_compiled:
+            run = self.trace.below(run)
+        return run
+
+    def take_rows(self, most: int) -> range:
+        """Take so many jobs that wait, or fewer, to run them one by one."""
+        start = self._taken
+        stop = min(start + most, len(self.positions))
+        self._release(stop)
+        return range(start, stop)
+
+    def give_back(self, start: int) -> None:
+        """Let those of the jobs that were taken last wait again that come from here on."""
+        stop, self._taken = self._taken, start
+        self.rows.put_back(self.positions[start:stop])
+
+    @property
+    def taken(self) -> int:
+        """How many were taken so far."""
+        return self._taken
+
+    @property
+    def rest(self) -> Array:
+        """The positions of what waits."""
+        return self.positions[self._taken :]
+
     def abandon(self) -> None:
         """Take nothing any more."""
         self._release(len(self.positions))
@@ -295,7 +330,10 @@ class Piece(Work):
             return
         if self._taken_ns:
             work = float(part.work[positions].sum())
-            part.model.learn_batch(self.batched, work, self._taken_ns, part.rows.clock())
+            now_ns = part.rows.clock()
+            if part.kernel.is_compiled and part.model.learns:
+                part.model.watch_batch(self.batched, work, self._taken_ns, now_ns)
+            part.model.learn_batch(self.batched, work, self._taken_ns, now_ns)
         if self._values is None or self._failed is None:
             failed = np.arange(len(positions))
         else:
@@ -323,14 +361,13 @@ class Alone(Work):
         self._jobs = jobs
         self.predicted_ns = sum(part.predicted_ns(job, job + 1) for job in jobs)
         self._completed: list[int] = []
-        self._taken_ns: list[int] = []
         self._values = part.kernel.no_values(len(jobs))
         self._failed: list[tuple[int, BaseException]] = []
+        self._timed: list[tuple[int, Run]] = []
         self._left: list[int] = []
 
     def run(self) -> None:
         part = self._part
-        columns = part.columns
         began_ns = time.perf_counter_ns()
         predicted_ns = 0.0
         for done, job in enumerate(self._jobs):
@@ -345,37 +382,36 @@ class Alone(Work):
             if not len(part.rows.begin(part.positions[job : job + 1])):
                 continue
             try:
-                run = part.kernel.solo_call(
-                    columns.inputs_of(at),
-                    int(columns.compute_cost[at]),
-                    int(columns.job_id[at]),
-                    tuple(column[at].item() for column in columns.params),
-                )
-                if part.trace is not None and not part.kernel.is_compiled:
-                    run = part.trace.below(run)
-                value, own_ns = timed(run, part.kernel, part.model)
-                self._values[len(self._completed)] = value
-            except BaseException as error:
-                self._failed.append((job, error))
-                if isinstance(error, KeyboardInterrupt):
-                    self.interrupt = error
-                    self._left = self._jobs[done + 1 :]
-                    return
-            else:
+                run = attempt(part.call_of(at), part.kernel, part.model)
+                if run.taken_ns:
+                    self._timed.append((job, run))
+                error = run.error
+                if error is None:
+                    self._values[len(self._completed)] = run.value
+            except BaseException as fault:  # a value isn't what was declared
+                error = fault
+            if error is None:
                 self._completed.append(job)
-                self._taken_ns.append(own_ns)
+                continue
+            self._failed.append((job, error))
+            if isinstance(error, KeyboardInterrupt):
+                self.interrupt = error
+                self._left = self._jobs[done + 1 :]
+                return
 
     def settle(self) -> None:
         part = self._part
         part.rows.expire(part.positions[self._jobs])
         if self._completed:
             values = self._values[: len(self._completed)]
-            positions = part.positions[self._completed]
-            part.rows.complete(positions, values)
-            now_ns = part.rows.clock()
-            for at, taken_ns in zip(positions.tolist(), self._taken_ns, strict=True):
-                if taken_ns:
-                    part.model.learn(float(part.work[at]), taken_ns, now_ns)
+            part.rows.complete(part.positions[self._completed], values)
+        now_ns = part.rows.clock()
+        for job, run in self._timed:
+            work = float(part.work[part.positions[job]])
+            predicted_ns = part.predicted_ns(job, job + 1)
+            part.model.watch(work, predicted_ns, run.taken_ns, run.cpu_ns, now_ns)
+            if run.error is None:
+                part.model.learn(work, run.taken_ns, now_ns)
         for job, error in self._failed:
             part.rows.fail(part.positions[job : job + 1], error)
         part.alone.extendleft(reversed(self._left))
@@ -409,6 +445,10 @@ class ColumnLane(Lane):
         if not self._parts:
             return None
         return min(self._parts, key=lambda part: part.rank).take(1 + self.sent)
+
+    def add(self, part: Part) -> None:
+        """Let further jobs of the call be taken."""
+        self._parts = [*self._parts, part]
 
     def abandon(self) -> None:
         """Let nothing be taken any more: the call is over."""

@@ -108,7 +108,8 @@ class Detached:
                 task.add_done_callback(lambda _: self._forget(scope))
         except RuntimeError:  # the loop has ended, and takes no tasks any more
             run.close()
-            self._tasks.pop(scope, None)
+            del self._tasks[scope]
+            self._lose()
             return False
         return True
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from helixnb._core.estimate import KindModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import LONG_NS
+from helixnb._exec.cpu_time import compiled_time_ns
 from helixnb._exec.detached import carry_inside
 from helixnb._log import SafeLogger
 from helixnb._records import Status
@@ -26,9 +27,26 @@ logger = SafeLogger("helixnb")
 
 _warned: weakref.WeakSet[Kernel] = weakref.WeakSet()
 
-Ended = tuple[Entry, Any, BaseException | None, int]
-"""A job, its value or what it raised, and what it took alone, in nanoseconds; 0 where that wasn't
-measured."""
+
+class Run(NamedTuple):
+    """What came of one job that ran alone.
+
+    Attributes
+    ----------
+    value, error
+        Its answer, or what it raised.
+    taken_ns, cpu_ns
+        What it took, by `timer`, and of the CPU; 0 where that wasn't measured.
+    """
+
+    value: Any
+    error: BaseException | None = None
+    taken_ns: int = 0
+    cpu_ns: int = 0
+
+
+Ended = tuple[Entry, Run]
+"""A job, and what came of it."""
 
 
 class Work(ABC):
@@ -84,6 +102,8 @@ class Called(NamedTuple):
         Whether they were several.
     began_ns, ended_ns
         When, by the router's clock.
+    cpu_ns
+        What it took of the CPU, 0 where that wasn't measured.
     """
 
     entries: list[Entry]
@@ -91,6 +111,7 @@ class Called(NamedTuple):
     parallel: bool
     began_ns: int
     ended_ns: int
+    cpu_ns: int
 
 
 class Chunk(Work):
@@ -123,17 +144,23 @@ class Chunk(Work):
 
     def settle(self) -> None:
         now_ns = self._ledger.clock()
-        for entry, value, error, taken_ns in self._ended:
-            if error is None:
-                self._ledger.settle(entry, Status.COMPLETED, value=value)
-                if taken_ns:
-                    entry.model.learn(entry.work, taken_ns, now_ns)
+        for entry, run in self._ended:
+            model: KindModel = entry.model
+            if run.taken_ns:
+                model.watch(entry.work, entry.predicted_ns, run.taken_ns, run.cpu_ns, now_ns)
+            if run.error is None:
+                self._ledger.settle(entry, Status.COMPLETED, value=run.value)
+                if run.taken_ns:
+                    model.learn(entry.work, run.taken_ns, now_ns)
             else:
-                self._ledger.settle(entry, Status.FAILED, error=error)
+                self._ledger.settle(entry, Status.FAILED, error=run.error)
         for called in self._calls:
             entries = called.entries
             work = sum(entry.work for entry in entries)
-            entries[0].model.learn_batch(len(entries), work, called.taken_ns, now_ns)
+            model = entries[0].model
+            if called.cpu_ns and model.learns:
+                model.watch_batch(len(entries), work, called.cpu_ns, now_ns)
+            model.learn_batch(len(entries), work, called.taken_ns, now_ns)
 
     def fail(self, error: BaseException) -> None:
         for entry in self.entries:
@@ -193,8 +220,8 @@ def _groups(entries: list[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def call(entry: Entry) -> tuple[Any, int]:
-    """Run one job here and now, as `timed` does."""
+def call_of(entry: Entry) -> Callable[[], Any]:
+    """Return what runs one job."""
     if entry.call is not None:
         run = entry.call
     else:
@@ -203,7 +230,7 @@ def call(entry: Entry) -> tuple[Any, int]:
     if entry.context is not None:
         carry_inside(entry.context)
         run = functools.partial(entry.context.run, run)
-    return timed(run, entry.kernel, entry.model)
+    return run
 
 
 def timer(kernel: Kernel | None) -> Callable[[], int]:
@@ -212,7 +239,7 @@ def timer(kernel: Kernel | None) -> Callable[[], int]:
     It doesn't count the wait for the GIL at the end, and other programs' share of the CPU.
     """
     if kernel is not None and kernel.is_compiled:
-        return time.thread_time_ns
+        return compiled_time_ns
     return time.perf_counter_ns
 
 
@@ -226,6 +253,27 @@ def timed(run: Callable[[], Any], kernel: Kernel | None, model: KindModel) -> tu
     return value, clock() - began_ns
 
 
+def attempt(run: Callable[[], Any], kernel: Kernel | None, model: KindModel) -> Run:
+    """Run a job in a worker thread, and time it if it is to be timed; returns what it raises."""
+    if not model.is_due():
+        try:
+            return Run(run())
+        except BaseException as error:  # a SystemExit of one job must not end the others' thread
+            return Run(None, error)
+    clock = timer(kernel)
+    value: Any = None
+    raised: BaseException | None = None
+    began_cpu_ns, began_ns = time.thread_time_ns(), clock()
+    try:
+        value = run()
+    except BaseException as error:
+        raised = error
+    taken_ns = cpu_ns = clock() - began_ns
+    if clock is not compiled_time_ns:
+        cpu_ns = time.thread_time_ns() - began_cpu_ns
+    return Run(value, raised, taken_ns, cpu_ns)
+
+
 def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
     """Run jobs one after the other in this worker thread; what one raises is its result.
 
@@ -236,10 +284,11 @@ def run_each(ledger: Ledger, entries: list[Entry]) -> list[Ended]:
         if not ledger.begin((entry,)):
             continue
         try:
-            value, taken_ns = call(entry)
-            ended.append((entry, value, None, taken_ns))
-        except BaseException as error:  # a SystemExit of one job must not end the others' thread
-            ended.append((entry, None, error, 0))
+            run = call_of(entry)
+        except BaseException as error:
+            ended.append((entry, Run(None, error)))
+        else:
+            ended.append((entry, attempt(run, entry.kernel, entry.model)))
     return ended
 
 
@@ -274,9 +323,10 @@ def run_together(
         result.parallel,
         live[0].begun_ns or 0,
         ledger.clock(),
+        taken_ns if clock is compiled_time_ns else 0,
     )
     ended: list[Ended] = [
-        (entry, value, None, 0) for entry, value in zip(live, result.values, strict=True)
+        (entry, Run(value)) for entry, value in zip(live, result.values, strict=True)
     ]
     if result.failed:
         failed = set(result.failed)

@@ -127,7 +127,8 @@ class Workers:
                     if not self._slots.idle:
                         return
                     lease = self._engage(lane)
-                self._send(lease)
+                if not self._send(lease):
+                    return
 
     def _engage(self, lane: Lane | None) -> Lease:
         """Take a slot for a thread: one that lingers, or another. `_taking` is held."""
@@ -139,11 +140,14 @@ class Workers:
             lane.sent += 1
         return lease
 
-    def _send(self, lease: Lease) -> None:
+    def _send(self, lease: Lease) -> bool:
+        """Let a thread go for what it was engaged for; returns False if the router has ended."""
         if lease.begun:
             lease.wanted.release()
-        elif not self._tasks.start(self._visit, lease):  # the router has ended
+        elif not self._tasks.start(self._visit, lease):
             self._dismiss(lease)
+            return False
+        return True
 
     def _dismiss(self, lease: Lease) -> None:
         """Let a thread that was sent, but never began, give its slot back."""

@@ -179,6 +179,13 @@ SHADOW_DISAGREEMENTS = Metric(
     unit="{job}",
     description="Jobs for which the shadow policy chose another strategy, or raised.",
 )
+INLINE_OVERRUNS = Metric(
+    name="helixnb.inline.overruns",
+    instrument="counter",
+    unit="{job}",
+    description="Jobs that ran on the event loop and took far longer there than predicted.",
+    attributes=("kind",),
+)
 
 Values = Mapping[tuple[str, ...], float]
 """A metric's values by its attributes."""
@@ -208,6 +215,14 @@ def _shadow_disagreements(counts: Iterable[Counts]) -> Values:
     return {(): sum(each.shadow_disagreements for each in counts)}
 
 
+def _inline_overruns(counts: Iterable[Counts]) -> Values:
+    jobs: Counter[tuple[str, ...]] = Counter()
+    for each in counts:
+        for kind, overruns in list(each.inline_overruns.items()):
+            jobs[(kind,)] += overruns
+    return jobs
+
+
 def _backlog(vitals: Iterable[Vitals]) -> Values:
     return {(): sum(each.backlog.waiting for each in vitals)}
 
@@ -230,6 +245,7 @@ READ_COUNTS = {
     JOBS: _jobs,
     BATCH_RELEASES: _releases,
     SHADOW_DISAGREEMENTS: _shadow_disagreements,
+    INLINE_OVERRUNS: _inline_overruns,
 }
 """How the counters are read, over routers."""
 
@@ -252,6 +268,7 @@ METRICS = (
     CPU_SATURATION,
     LOOP_LAG,
     SHADOW_DISAGREEMENTS,
+    INLINE_OVERRUNS,
 )
 
 

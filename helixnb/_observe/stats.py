@@ -91,6 +91,9 @@ class Stats:
         What it takes to send a thread or to hear from one, in microseconds.
     shadow_compared, shadow_disagreements
         Jobs that a shadow policy was asked for, and those for which it chose another strategy.
+    inline_overruns
+        Jobs that ran on the event loop and took far longer than predicted, more than 2 to 5 ms;
+        each kept its kind off the event loop for a while.
     """
 
     state: str
@@ -116,6 +119,7 @@ class Stats:
     hop_us: float
     shadow_compared: int
     shadow_disagreements: int
+    inline_overruns: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the snapshot as plain dicts, numbers and strings, fit for JSON.
@@ -172,5 +176,6 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
         batched_jobs=sum(sizes.sum for sizes in releases),
         shadow_compared=counts.shadow_compared,
         shadow_disagreements=counts.shadow_disagreements,
+        inline_overruns=sum(counts.inline_overruns.values()),
         **state,
     )

@@ -25,8 +25,14 @@ _RESERVED = (
 )
 
 
+def _larger(compute_cost: int, inputs: int) -> float:
+    return float(max(compute_cost, inputs))
+
+
 class DerivedKernel(Kernel):
     """A kernel whose forms come from one scalar function; `kernel` makes them."""
+
+    _default_work = staticmethod(_larger)
 
     def __init__(self, shape: Shape, sources: tuple[Any, ...], **fields: Any) -> None:
         super().__init__(**fields)
@@ -77,7 +83,7 @@ def kernel(
     params: Mapping[str, str] = _NOTHING,
     shared: Mapping[str, str] = _NOTHING,
     work: Callable[[int, int], float] | None = None,
-    ns_per_work: float = 1.0,
+    ns_per_work: float | None = None,
     name: str | None = None,
     kernel_class: type[DerivedKernel] = DerivedKernel,
 ) -> Callable[[Callable[..., Any]], DerivedKernel]:
@@ -103,7 +109,8 @@ def kernel(
         The type of each read-only array that all jobs share, such as ``"float64[:,:]"``; set and
         swapped with ``bind``.
     work, ns_per_work
-        See `Kernel`. By default a job's work is its cost, or its number of inputs if it has none.
+        See `Kernel`. By default a job's work is its cost, or its number of inputs if it has none,
+        and its time is not declared: the first jobs of the kind run in threads, to be timed.
     name
         The kind of its jobs; the function's name by default.
     kernel_class
@@ -143,7 +150,7 @@ def kernel(
             arguments=arguments,
             params=params,
             shared=shared,
-            work=_larger if work is None else work,
+            work=work,
             ns_per_work=ns_per_work,
             needs=(compiled,),
         )
@@ -166,10 +173,6 @@ def _plain(function: Any) -> types.FunctionType:
     if function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR):
         raise KernelError(f"{place(function)} must be a plain function, not async or a generator")
     return function
-
-
-def _larger(compute_cost: int, inputs: int) -> float:
-    return float(max(compute_cost, inputs))
 
 
 def _arguments(

@@ -82,15 +82,24 @@ class Kernel:
         ``work(compute_cost, inputs)`` counts the steps of a job with that many inputs, in a unit
         of the kernel's own. The default takes the cost as it is.
     ns_per_work
-        Nanoseconds a unit of work takes solo, roughly: what is assumed until it is measured.
+        Nanoseconds a unit of work takes solo, roughly: what is assumed until it is measured. None,
+        the default, is not declared; 1 is assumed then. See `declares_time`.
     needs
         Jitted functions that the forms call, in the order in which to compile them.
+
+    Attributes
+    ----------
+    declares_time
+        Whether both `work` and `ns_per_work` were given: only then it is known beforehand what a
+        job takes.
 
     Raises
     ------
     ValueError
         A declaration can't be; the message names it.
     """
+
+    _default_work: Callable[[int, int], float] = staticmethod(_cost_itself)
 
     def __init__(
         self,
@@ -104,8 +113,8 @@ class Kernel:
         arguments: tuple[str, ...] = ("compute_cost", "job_id"),
         params: Mapping[str, str] = _NOTHING,
         shared: Mapping[str, str] = _NOTHING,
-        work: Callable[[int, int], float] = _cost_itself,
-        ns_per_work: float = 1.0,
+        work: Callable[[int, int], float] | None = None,
+        ns_per_work: float | None = None,
         needs: tuple[Form, ...] = (),
     ) -> None:
         if not name or not isinstance(name, str):
@@ -114,7 +123,7 @@ class Kernel:
             raise ValueError(f"kernel {name}: a batch form needs to declare what it returns")
         if parallel is not None and serial is None:
             raise ValueError(f"kernel {name}: a parallel form needs a serial form beside it")
-        if not ns_per_work > 0:
+        if ns_per_work is not None and not ns_per_work > 0:
             raise ValueError(f"kernel {name}: ns_per_work must be more than 0, got {ns_per_work}")
         self.name = name
         self.solo = solo
@@ -122,8 +131,9 @@ class Kernel:
         self.parallel = parallel
         self.arguments = arguments
         self.needs = needs
-        self.work = work
-        self._ns_per_work = ns_per_work
+        self.declares_time = work is not None and ns_per_work is not None
+        self.work = self._default_work if work is None else work
+        self._ns_per_work = 1.0 if ns_per_work is None else ns_per_work
         self._inputs = Spec.vector(inputs, "inputs")
         self._returns = None if returns is None else Spec.result(returns, "returns")
         self._params = {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()}
