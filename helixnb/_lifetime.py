@@ -308,9 +308,11 @@ class Lifetime:
         Raises
         ------
         RouterStateError
-            As `check_open`.
+            It isn't open, is another event loop's, has crashed, or one of its own jobs calls this.
         """
         self.check_loop()
+        if self.runs_this:
+            raise RouterStateError("one of a router's own jobs can't wait until none is in flight")
         await self._drained()
         if self._crash is not None:
             raise RouterStateError("the router crashed; the cause is chained") from self._crash

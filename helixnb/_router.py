@@ -190,7 +190,8 @@ class Router:
         Raises
         ------
         RouterStateError
-            The router isn't open, is another event loop's, or has crashed.
+            The router isn't open, is another event loop's, has crashed, or one of its own jobs
+            calls this.
         """
         await self._lifetime.drain()
 

@@ -322,6 +322,9 @@ async def test_a_job_cant_close_its_router() -> None:
         ):
             with pytest.raises(RouterStateError, match="by one of its own jobs"):
                 _ = outcome.value
+        drains = await r.run(anyio.from_thread.run, r.drain, compute_cost=LARGE)
+        with pytest.raises(RouterStateError, match="can't wait until none is in flight"):
+            _ = drains.value
     assert r.is_open
     await r.close()
 
@@ -602,7 +605,8 @@ async def test_nothing_stays_of_a_router_that_was_left(how: str) -> None:
             counts.append((threading.active_count(), open_files(), len(anyio.get_running_tasks())))
     assert counts[0] == counts[1]
     with anyio.fail_after(10):
-        while still_there(routers):  # a thread that has reported may not have let go yet
+        # A thread that has reported may not have let go yet.
+        while still_there(routers):  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
