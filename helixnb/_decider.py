@@ -153,11 +153,12 @@ class Decider:
         To gather all of them takes 5 us, and the jobs that run inline are those of a few.
         """
         model: KindModel = entry.model
-        if entry.kernel is None or not self._is_quick or model.is_cold or is_logging():
-            return False
-        if model.guard.is_barred:  # or it may come back, as the whole rule says
+        if entry.kernel is None or not self._is_quick or is_logging():
             return False
         config = self._settings.config
+        # One that is barred may come back, as the whole rule says.
+        if model.alone.samples < config.cold_samples or model.guard.is_barred:
+            return False
         if entry.predicted_ns > config.max_job_s * 1e9:
             return False
         run_ns = entry.predicted_ns

@@ -327,8 +327,7 @@ class Intake:
         self.enter(entry)
         if entry.strategy is Strategy.INLINE:
             started_ns = self._clock()
-            if not run_on_loop(self._ledger, self.watch, entry):
-                self._send_off(entry)
+            run_on_loop(self._ledger, self.watch, entry)
             self._busy_ns += self._clock() - started_ns
 
     async def _wait(self, entry: Entry) -> Outcome:

@@ -129,30 +129,32 @@ class LoopWatch:
         )
 
 
+def is_barred(entry: Entry, now_ns: int) -> bool:
+    """Tell whether a job that was to run on the event loop mustn't any more."""
+    guard = entry.model.guard
+    return guard.is_barred and is_on_trust(entry.decision) and not guard.allows(now_ns)
+
+
 def run_on_loop(
     ledger: Ledger,
     watch: LoopWatch,
     entry: Entry,
     run: Callable[..., tuple[Any, int]] = timed,
-) -> bool:
+) -> None:
     """Run one job here and now, on the event loop, and settle it, unless it has ended.
 
-    Returns False if nothing was done, since its kind was barred from the event loop after that was
-    decided.
+    That it may run there was decided just now, or `is_barred` was asked.
 
     Parameters
     ----------
     run
         `timed`, or what calls it.
     """
+    if entry.outcome is not None:
+        return
     model: KindModel = entry.model
-    guard = model.guard
-    if guard.is_barred and is_on_trust(entry.decision) and not guard.allows(ledger.clock()):
-        return False
-    if not ledger.begin((entry,)):
-        return True
-    began_ns = entry.begun_ns
-    assert began_ns is not None  # as `begin` sees to
+    # As `Ledger.begin`, but no thread can begin with it, or settle it, meanwhile.
+    entry.begun_ns = began_ns = ledger.clock()
     if began_ns > watch.stale_ns:
         watch.read(began_ns)
     try:
@@ -164,17 +166,16 @@ def run_on_loop(
         ledger.settle(entry, Status.FAILED, error=error, now_ns=now_ns)
         if isinstance(error, KeyboardInterrupt):  # not the job's doing: someone stops the program
             raise
-        return True
+        return
     now_ns = ledger.clock()
     if now_ns - began_ns > LEAST_NS:
         if watch.watches and watch.judge_entry(entry, began_ns, now_ns):
             taken_ns = 0  # it was learnt from
-    elif guard.strikes:
-        guard.strikes = 0
+    elif model.guard.strikes:
+        model.guard.strikes = 0
     ledger.settle(entry, Status.COMPLETED, value=value, now_ns=now_ns)
     if taken_ns:
         model.learn(entry.work, taken_ns, now_ns)
-    return True
 
 
 def _timed(run: Callable[[], Any], kernel: Any, model: KindModel) -> tuple[Any, int]:
@@ -230,10 +231,13 @@ class InlineLane:
                 await self._news.wait()
             turn_ends_ns = self._clock() + CHUNK_NS
             while self.queue and self._clock() < turn_ends_ns:
-                for entry in self.queue.take(1, now_ns=self._clock()):
+                now_ns = self._clock()
+                for entry in self.queue.take(1, now_ns=now_ns):
+                    if is_barred(entry, now_ns):
+                        self._send_off(entry)
+                        continue
                     try:
-                        if not run_on_loop(self._ledger, self._watch, entry, run):
-                            self._send_off(entry)
+                        run_on_loop(self._ledger, self._watch, entry, run)
                     except KeyboardInterrupt:  # not for this task to end by
                         interrupt_program()
             settle_late(self._backlog, self._ledger)

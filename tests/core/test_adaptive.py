@@ -272,6 +272,39 @@ def test_a_cold_kind_goes_by_thresholds(
     assert decide(Load(), warm, cost=cost, scaling=scaling) != expected
 
 
+@pytest.mark.parametrize("load", [Load(), busy(), Load(sharers=4)])
+def test_what_may_not_run_on_the_loop_runs_elsewhere(load: Load) -> None:
+    """However short it seems, known or not; else as if it weren't short."""
+    for estimate in (known(5), Estimate(samples=0, run_us=5, p95_us=5)):
+        assert decide(load, estimate, cost=1).strategy is Strategy.INLINE
+        barred = dataclasses.replace(estimate, may_inline=False)
+        assert decide(load, barred, cost=1).strategy in ("spawn", "cpu_pool")
+        assert reason(busy(), barred, 9, cost=1) == "infeasible"
+
+
+def test_nothing_longer_than_a_millisecond_runs_on_the_loop() -> None:
+    """Even where a hand-off is believed to cost more."""
+    slow = Load(hop_us=10_000)
+    assert reason(slow, known(1_000)) == "cheaper_inline"
+    assert reason(slow, known(1_000 * ABOVE)) == "slot_idle"
+
+
+def test_a_cold_kind_is_probed() -> None:
+    """When it is time, one that others would keep waiting for too long runs; nothing else of it."""
+    probe = Estimate(run_us=1e9, p95_us=1e9, probe=True)
+    assert decide(busy(), probe, 9) == Decision(Strategy.CPU_POOL, "probe")
+    assert decide(busy(backlog_s=0.51), probe) == Decision(Strategy.CPU_POOL, "probe")
+    assert decide(busy(backlog_s=0.51), probe, 1e6) == Decision(Strategy.CPU_POOL, "probe")
+    assert decide(Load(elapsed_ms=2), probe, 1) == Decision(Strategy.SPAWN, "probe")
+    many = Load(sharers=9, backlog_s=0.51)
+    for budget_ms in (9.0, 1e6):
+        assert decide(many, probe, budget_ms) == Decision(Strategy.CPU_POOL, "probe")
+    assert reason(busy(waiting=512), probe, 9) == "queue_full"
+    assert reason(busy(loop_lag_ms=11), probe, 100) == "loop_saturated"
+    for fine in (Load(), busy()):
+        assert reason(fine, probe, 1e6) == "large"
+
+
 def test_a_cold_kind_is_dropped_for_others_only() -> None:
     """What waits before it must fit its budget; nothing is known of its own time."""
     estimate = Estimate(run_us=1e9, p95_us=1e9)

@@ -339,6 +339,61 @@ def test_nothing_runs_alone_to_be_learnt_from_unless_that_is_wanted() -> None:
     assert CostModel(CONFIG, learns=False).of_kernel("Kind").to_learn == 0
 
 
+def test_a_cold_kind_that_was_refused_has_probes() -> None:
+    """One until a run has shown how long it takes, then as many at once as it needs."""
+    model = new_model()
+    assert model.probes(0) == 0
+    model.note_refusal()
+    assert model.probes(0) == 1
+    states: list[bool | None] = [True, None]
+    model.note_lesson(0, lambda: states[0])
+    model.note_lesson(0, lambda: states[1])
+    assert model.probes(0) == 0
+    states[0] = False  # it has ended, however
+    assert model.probes(0) == 1
+    states[1] = True
+    assert model.probes(0) == 0
+    assert model.probes(S + 1) == 1  # it takes too long to wait for
+    model.learn(1.0, 1_000.0, 0)
+    assert model.probes(S + 1) == model.to_learn == 9
+    model.learn(1.0, 1e9, 0)
+    model.note_probe(S)
+    assert model.probes(2 * S) == 0  # they are long, so one an interval
+    assert model.probes(2 * S + 1) == 1
+
+
+def test_nothing_is_probed_unless_it_is_learnt_from() -> None:
+    model = CostModel(CONFIG, learns=False).of_kernel("Kind")
+    model.note_refusal()
+    assert model.probes(0) == 0
+
+
+@pytest.mark.parametrize("declares_time", [False, True])
+def test_may_run_on_the_loop_once_it_is_known(declares_time: bool) -> None:
+    """By its author's word, or when enough was timed; and not while it is barred."""
+    model = CostModel(CONFIG).of_kernel("Kind", declares_time=declares_time)
+    for _ in range(SKIPPED + CONFIG.cold_samples):
+        assert model.may_inline(0) is declares_time
+        assert model.estimate(1.0, 1.0, 0).may_inline is declares_time
+        model.learn(1.0, 1_000.0, 0)
+    assert model.estimate(1.0, 1.0, 0).may_inline
+    model.watch(1.0, 1_000.0, 1e9, 1e9, 0)
+    assert not model.estimate(1.0, 1.0, 0).may_inline
+
+
+def test_a_run_elsewhere_is_measured_by_the_better_prediction() -> None:
+    """A job that was decided by a wrong declaration isn't news to a kind that is known since."""
+    model = known_model()
+    model.watch(1.0, 1.0, 4e6, 4e6, 0)
+    assert model.may_inline(0)
+    cold = new_model()
+    cold.watch(1.0, 1.0, 4e6, 4e6, 0)  # nobody said that it is short
+    assert not cold.guard.is_barred
+    declared = CostModel(CONFIG).of_kernel("Kind", declares_time=True)
+    declared.watch(1.0, 1.0, 4e6, 4e6, 0)
+    assert declared.guard.is_barred
+
+
 def known_model() -> KindModel:
     """Return a model of a kind whose jobs take a millisecond, seen last at 0."""
     model = new_model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from typing import Any
@@ -13,8 +14,10 @@ from numba.core.dispatcher import Dispatcher
 from support import PICKY, Picky
 
 from helixnb_kernels import (
+    BUILT_IN,
     HASH_MIX,
     Kernel,
+    kernel,
     parallel_is_safe,
     parallel_region_is_free,
     warm_up,
@@ -76,6 +79,26 @@ def test_predicted_time_follows_work() -> None:
     """The prediction is work times nanoseconds a unit; work is the cost by default."""
     kernel = Kernel(name="K", solo=solo, ns_per_work=2.5)
     assert kernel.predict_ns(4, 0) == 10.0
+    assert Kernel(name="K", solo=solo).predict_ns(4, 0) == 4.0
+
+
+def first(inputs: Any) -> Any:
+    return inputs[0]
+
+
+def test_a_time_is_declared_by_work_and_the_time_of_a_unit() -> None:
+    """One of them alone says nothing; for kernels made by hand and by `kernel` alike."""
+    fields: dict[str, Any] = {"work": lambda cost, inputs: 1.0, "ns_per_work": 1.0}
+    makers: list[Any] = [
+        functools.partial(Kernel, name="K", solo=solo),
+        lambda **given: kernel(returns="uint64", **given)(first),
+    ]
+    for make in makers:
+        assert make(**fields).declares_time
+        assert not make().declares_time
+        for name, value in fields.items():
+            assert not make(**{name: value}).declares_time
+    assert all(each.declares_time for each in BUILT_IN)
 
 
 @pytest.mark.parametrize(
