@@ -15,6 +15,7 @@ import pytest
 from support import python
 
 import helixnb
+import helixnb.testing
 import helixnb_kernels
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def test_an_editable_install_is_followed_by_type_checkers(tmp_path: Path) -> Non
     assert done.stdout.count('Revealed type is "int"') == 2, done.stdout
 
 
-@pytest.mark.parametrize("package", [helixnb, helixnb_kernels])
+@pytest.mark.parametrize("package", [helixnb, helixnb.testing, helixnb_kernels])
 def test_public_names(package: object) -> None:
     """`__all__` is sorted, and each name in it is there and documented."""
     names: list[str] = package.__all__  # type: ignore[attr-defined]
@@ -122,7 +123,8 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return
     (tmp_path / "pytest.ini").touch()  # whatever directory this is in, nothing else configures it
-    options = ("-q", "--color=no", "-p", "no:cacheprovider")
+    # Async tests here are anyio's; pytest-asyncio warns where it isn't configured.
+    options = ("-q", "--color=no", "-p", "no:cacheprovider", "-p", "no:asyncio")
     done = python("-m", "pytest", *options, "example.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     # Nothing was skipped, and nothing warned of: the last line would say so.

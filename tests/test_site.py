@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import helixnb
+import helixnb.testing
 import helixnb.web
 import helixnb.workload
 import helixnb_kernels
@@ -82,7 +83,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     anchors = {name for page in site().values() for name in page.anchors}
-    for module in (helixnb, helixnb.web, helixnb.workload, helixnb_kernels):
+    for module in (helixnb, helixnb.testing, helixnb.web, helixnb.workload, helixnb_kernels):
         public: list[str] = module.__all__
         for name in public:
             home = helixnb if name in helixnb.__all__ else module
