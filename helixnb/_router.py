@@ -481,9 +481,10 @@ class Router:
     ) -> Outcome:
         """Run any callable under the same policy, and wait for its outcome.
 
-        It runs inline only if `compute_cost` declares it cheap (at most ``inline_max_cost``),
-        and is never batched. It should release the GIL for most of its time, as NumPy, hashing
-        and compression do. It sees the caller's context variables.
+        It runs inline only if `compute_cost` declares it cheap (at most ``inline_max_cost``), by
+        `AdaptivePolicy` not before a few runs of it were timed, and is never batched. It should
+        release the GIL for most of its time, as NumPy, hashing and compression do. It sees the
+        caller's context variables.
 
         Parameters
         ----------

@@ -19,7 +19,12 @@ S11, S27, S30, S31 = (np.uint64(s) for s in (11, 27, 30, 31))
 ONE = np.uint64(1)
 
 
-@helixnb.kernel(inputs="float64[5]", returns="float64[2]", ns_per_work=25.0)
+@helixnb.kernel(
+    inputs="float64[5]",
+    returns="float64[2]",
+    work=lambda pairs, _: pairs,
+    ns_per_work=25.0,
+)
 def european_call(option, compute_cost, job_id, out):
     """Simulate geometric Brownian motion to maturity, with antithetic pairs.
 

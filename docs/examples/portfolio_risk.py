@@ -12,6 +12,7 @@ import numpy as np
 import helixnb
 
 NAMES = ("AAPL", "AMZN", "GOOG", "IBM", "MSFT")
+MONTHS = 67  # for which the data has all five
 
 
 def monthly_returns():
@@ -28,7 +29,8 @@ def monthly_returns():
     returns="float64",
     params={"confidence": "float64"},
     shared={"returns": "float64[:,:]"},
-    ns_per_work=20.0,
+    work=lambda _, inputs: MONTHS * inputs,
+    ns_per_work=10.0,
 )
 def value_at_risk(holdings, confidence, returns):
     """Return the loss that was not exceeded in a share `confidence` of the months.

@@ -195,7 +195,7 @@ class Counts:
     shadow_compared, shadow_disagreements
         Jobs that a shadow policy was asked for, and those that it would have let run otherwise.
     inline_overruns
-        Jobs that ran on the event loop and held it up, by kind.
+        Jobs that ran on the event loop and held it up.
     """
 
     __slots__ = (
@@ -225,7 +225,7 @@ class Counts:
         self.lock = threading.RLock()  # a finaliser may be run while it is held
         self.shadow_compared = 0
         self.shadow_disagreements = 0
-        self.inline_overruns: dict[str, int] = {}
+        self.inline_overruns = 0
         self._kinds: set[str] = set()
         self._reasons: set[str] = set()
 
@@ -247,11 +247,6 @@ class Counts:
             return sizes
         kind = _bounded(kind, self._kinds, self._most)
         return self.releases.setdefault((kind, cause), Histogram(BOUNDS_JOBS))
-
-    def note_overrun(self, kind: str) -> None:
-        """Count a job that held up the event loop."""
-        kind = _bounded(kind, self._kinds, self._most)
-        self.inline_overruns[kind] = self.inline_overruns.get(kind, 0) + 1
 
     def fold(self) -> None:
         """Put what was noted in histograms and windows. Thread-safe, as all that reads them."""
@@ -298,9 +293,7 @@ class Counts:
             self.tally(theirs.kind, theirs.strategy, theirs.status, theirs.reason).merge(theirs)
         for (kind, cause), sizes in list(other.releases.items()):
             self.release(kind, cause).merge(sizes)
-        for kind, jobs in list(other.inline_overruns.items()):
-            kind = _bounded(kind, self._kinds, self._most)  # noqa: PLW2901  # OTHER, beyond most
-            self.inline_overruns[kind] = self.inline_overruns.get(kind, 0) + jobs
+        self.inline_overruns += other.inline_overruns
         self.shadow_compared += other.shadow_compared
         self.shadow_disagreements += other.shadow_disagreements
 

@@ -483,9 +483,7 @@ class KindModel:
             Tells whether it runs, or will for certain: False once it has ended, None while it may
             still be dropped.
         """
-        if not self.is_cold:
-            self._lessons.clear()
-        elif len(self._lessons) < MOST_LESSONS:
+        if self.is_cold and len(self._lessons) < MOST_LESSONS:
             self._lessons.append((now_ns, state))
 
     def watch(
@@ -531,6 +529,8 @@ class KindModel:
         self._skip = STRIDE - 1 if alone.is_settled and not self.guard.is_barred else 0
         self.fresh_ns = now_ns
         self._latest_ns = taken_ns
+        if self._lessons and not self.is_cold:
+            self._lessons.clear()
         self.mean_ns += (taken_ns - self.mean_ns) / 32 if self.mean_ns else taken_ns
 
     def learn_batch(self, jobs: int, work: float, taken_ns: float, now_ns: int) -> None:

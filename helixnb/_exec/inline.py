@@ -48,7 +48,7 @@ class LoopWatch:
     cpu_clock
         Gives the CPU time of this thread in nanoseconds.
     collected
-        How much of it went to full garbage collections.
+        How much of it went to garbage collections.
     """
 
     __slots__ = ("_collected", "_collected_ns", "_cpu_clock", "_cpu_ns", "_ledger", "stale_ns")
@@ -99,7 +99,7 @@ class LoopWatch:
         guard = model.guard
         if not guard.note_inline(predicted_ns, wall_ns, cpu_ns, now_ns, is_compiled=is_compiled):
             return False
-        self._ledger.counts.note_overrun(kind)
+        self._ledger.counts.inline_overruns += 1
         taken_ns = min(cpu_ns, wall_ns) if is_compiled else wall_ns
         model.note_overrun(work, taken_ns, now_ns)
         if guard.overruns == 1:

@@ -184,7 +184,6 @@ INLINE_OVERRUNS = Metric(
     instrument="counter",
     unit="{job}",
     description="Jobs that ran on the event loop and took far longer there than predicted.",
-    attributes=("kind",),
 )
 
 Values = Mapping[tuple[str, ...], float]
@@ -216,11 +215,7 @@ def _shadow_disagreements(counts: Iterable[Counts]) -> Values:
 
 
 def _inline_overruns(counts: Iterable[Counts]) -> Values:
-    jobs: Counter[tuple[str, ...]] = Counter()
-    for each in counts:
-        for kind, overruns in list(each.inline_overruns.items()):
-            jobs[(kind,)] += overruns
-    return jobs
+    return {(): sum(each.inline_overruns for each in counts)}
 
 
 def _backlog(vitals: Iterable[Vitals]) -> Values:

@@ -176,6 +176,6 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
         batched_jobs=sum(sizes.sum for sizes in releases),
         shadow_compared=counts.shadow_compared,
         shadow_disagreements=counts.shadow_disagreements,
-        inline_overruns=sum(counts.inline_overruns.values()),
+        inline_overruns=counts.inline_overruns,
         **state,
     )

@@ -67,13 +67,13 @@ def test_merged_counts_stay_bounded_and_lose_nothing() -> None:
             tally = counts.tally(f"{name}{i}", Strategy.BATCH, Status.FAILED, "in_columns")
             tally.latency_ns.record(5_000, 2)
             counts.release(f"{name}{i}", "columns").record(2)
-    other.shadow_compared, other.shadow_disagreements = 5, 3
+    other.shadow_compared, other.shadow_disagreements, other.inline_overruns = 5, 3, 2
     one.merge(other)
     assert len(one.tallies) == len(one.releases) == MOST + 1
     assert sum(each.jobs for each in one.tallies.values()) == 4 * MOST
     assert sum(each.latency_ns.count for each in one.tallies.values()) == 4 * MOST
     assert sum(each.sum for each in one.releases.values()) == 4 * MOST
-    assert (one.shadow_compared, one.shadow_disagreements) == (5, 3)
+    assert (one.shadow_compared, one.shadow_disagreements, one.inline_overruns) == (5, 3, 2)
 
 
 @given(st.integers(1, 9), st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=9))

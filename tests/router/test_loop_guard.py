@@ -201,9 +201,8 @@ async def test_a_surprise_holds_up_the_loop_once(
             outcomes += await submit(r, [steps.job([n]) for n in (SHORT, LONG, SHORT, LONG)])
         assert r.stats().inline_overruns == 1
         assert not r.explain(steps.job([SHORT])).estimate.may_inline
-        metrics = {each.metric.name: each for each in r.metrics()}
-        assert metrics["helixnb.inline.overruns"].value == 1
-        assert metrics["helixnb.inline.overruns"].attributes == {"kind": "steps"}
+        metrics = {each.metric.name: each.value for each in r.metrics()}
+        assert metrics["helixnb.inline.overruns"] == 1
     long = [each for i, each in enumerate(outcomes) if i % 2]
     assert sum(each.strategy is Strategy.INLINE for each in long) == 1
     assert len({each.value for each in long}) == 1
@@ -386,9 +385,9 @@ async def test_threads_and_processes_bar_no_compiled_kind() -> None:
     rig = Rig(is_compiled=True)
     for _ in range(300):
         assert not rig.run(wall_ns=100 * MS, cpu_ns=40_000)
-    assert rig.ledger.counts.inline_overruns == {}
+    assert rig.ledger.counts.inline_overruns == 0
     assert rig.run(wall_ns=3 * MS, cpu_ns=3 * MS)
-    assert rig.ledger.counts.inline_overruns == {"Kind": 1}
+    assert rig.ledger.counts.inline_overruns == 1
 
 
 async def test_what_the_loop_did_before_is_no_fault() -> None:
@@ -401,7 +400,7 @@ async def test_what_the_loop_did_before_is_no_fault() -> None:
     assert not rig.run(wall_ns=S, cpu_ns=1_000)
 
 
-async def test_a_full_collection_is_no_fault_of_compiled_code() -> None:
+async def test_a_collection_is_no_fault_of_compiled_code() -> None:
     """Which makes no objects; plain Python has to answer for what it leaves."""
     assert not Rig(is_compiled=True).run(wall_ns=90 * MS, cpu_ns=90 * MS, collected_ns=89 * MS)
     assert Rig(is_compiled=False).run(wall_ns=90 * MS, cpu_ns=90 * MS, collected_ns=89 * MS)
@@ -431,15 +430,12 @@ async def test_a_barred_kind_is_timed_always() -> None:
         rig.model.learn(1.0, 1e3, rig.clocks.wall_ns)
 
 
-def test_full_collections_are_measured() -> None:
-    """By the thread in which they run."""
+def test_collections_are_measured() -> None:
     cpu_time.watch_collections()
     assert gc.callbacks.count(cpu_time._note_collection) == 1
     cpu_time.watch_collections()
     assert gc.callbacks.count(cpu_time._note_collection) == 1
     before_ns = cpu_time.collected_ns()
-    gc.collect(1)
-    assert cpu_time.collected_ns() == before_ns
     gc.collect()
     assert cpu_time.collected_ns() > before_ns
 

@@ -36,7 +36,7 @@ async def test_one_line_a_job(caplog: pytest.LogCaptureFixture) -> None:
         "strategy=cpu_pool cpu_busy=0 reason=large waiting=0 backlog_s=0.0 "
         "batch_backlog_s=0.0 cpu_left=inf "
         "loop_lag_ms=0.0 hop_us=50 sharers=1 elapsed_ms=0.0 samples=0 run_us=inf p95_us=inf "
-        "batch_gain=0.0 batch_us=inf probe=False batch_probe=False"
+        "batch_gain=0.0 batch_us=inf probe=False batch_probe=False may_inline=True"
     )
     assert second.getMessage().startswith(
         "route job_id=124 kind=HashMix cost=1 scaling=0.5 latency_budget_ms=None "

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from support import Gate, check_balanced, debian, job, router
 
-from helixnb import Router, RouterConfig, Watch
+from helixnb import METRICS, Router, RouterConfig, Watch
 from helixnb.web import _app, _feed, create_app
 
 pytestmark = pytest.mark.anyio
@@ -658,7 +658,7 @@ async def test_metrics_are_what_the_router_counts(accept: str, parse: Callable[[
         ]
         assert sum(counts) == ended
     assert families["helixnb_backlog_limit"].samples[0].value == stats.queue_capacity
-    assert len(families) == 10
+    assert len(families) == len(METRICS)
 
 
 async def test_metrics_are_kept_for_the_formats_that_there_are() -> None:
