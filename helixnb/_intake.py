@@ -14,7 +14,7 @@ import anyio
 
 from helixnb._blocks import kernel_of
 from helixnb._core.estimate import CostModel, KindModel
-from helixnb._core.lifecycle import Entry, Ledger
+from helixnb._core.lifecycle import Entry, Ledger, TurnEntry
 from helixnb._core.policy import wait_ns_of
 from helixnb._core.queues import Backlog
 from helixnb._core.rules import (
@@ -26,14 +26,16 @@ from helixnb._core.rules import (
     REFUSALS,
 )
 from helixnb._decider import Decider, Explanation
-from helixnb._errors import JobError
+from helixnb._errors import JobError, RouterStateError
 from helixnb._exec.inline import InlineLane, LoopWatch, run_on_loop
-from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings
+from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings, TurnLane
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
 from helixnb._records import Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb_kernels import Kernel
+from helixnb_kernels._launches import launch_turn, must_take_turns
+from helixnb_kernels._threads import launches_are_fatal
 
 if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
     from helixnb._observe.tracing import Tracing
@@ -88,13 +90,21 @@ def entry_of_call(
         fields["kind"] = getattr(inner, "__qualname__", type(inner).__qualname__)
         key = (getattr(inner, "__module__", None), fields["kind"])
     job = Job(**fields)
+    takes_turns = must_take_turns(function, args)
+    if takes_turns and launches_are_fatal():
+        raise RouterStateError(
+            f"function must not launch Numba's threads here, which would end the process: it was "
+            f"forked after the OpenMP layer had started, got {function!r}; install helixnb[tbb], "
+            "or start workers by spawn"
+        )
     model = costs.of_callable(key)
     work = float(job.compute_cost)
-    return Entry(
+    entry_class = TurnEntry if takes_turns else Entry
+    return entry_class(
         job,
         arrived_ns,
         predicted_ns=model.predict_ns(work, math.inf),
-        call=functools.partial(_call, function, args),
+        call=functools.partial(_call_in_turn if takes_turns else _call, function, args),
         context=copy_context(),
         work=work,
         model=model,
@@ -107,6 +117,11 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         value.close()
         raise TypeError(f"{function!r} returned a coroutine, which nobody would await")
     return value
+
+
+def _call_in_turn(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    with launch_turn():  # which waits for other routers of this process alone
+        return _call(function, args)
 
 
 class Cohort:
@@ -160,6 +175,7 @@ class Intake:
         self.inline = InlineLane(backlog, ledger, self.watch, self._send_off)
         self._pool = PoolLane(backlog, ledger)
         workers.add(self._pool)
+        self._turns: TurnLane | None = None
         self._batches: dict[str, BatchLane] = {}
 
     def add_batches(self, kernel: Kernel, model: KindModel) -> None:
@@ -248,9 +264,14 @@ class Intake:
 
     def _place(self, entry: Entry, *, soon: bool) -> None:
         is_probe = entry.reason == "probe"
+        pool: QueueLane = self._pool
         if entry.kernel is None:
             cheap = entry.job.compute_cost <= self._settings.config.inline_max_cost
-            if entry.strategy is Strategy.BATCH:
+            if entry.takes_turns:
+                pool = self._turn_lane()
+                if entry.strategy not in (Strategy.CPU_POOL, Strategy.DROP):
+                    entry.reroute(Strategy.CPU_POOL, "one_at_a_time")
+            elif entry.strategy is Strategy.BATCH:
                 entry.reroute(Strategy.CPU_POOL, "not_batchable")
             elif entry.strategy is Strategy.INLINE and not cheap:
                 entry.reroute(Strategy.SPAWN, "not_declared_cheap")
@@ -261,7 +282,7 @@ class Intake:
         if entry.strategy is Strategy.CPU_POOL:
             # A probe of a cold kind waits for nobody, or its caller would give up before it ran.
             model: KindModel = entry.model
-            self._queue(entry, self._pool, first=is_probe and model.learns and model.is_cold)
+            self._queue(entry, pool, first=is_probe and model.learns and model.is_cold)
         elif entry.strategy is Strategy.BATCH:
             self._queue(entry, self._batches[entry.job.kind])
         elif entry.strategy is Strategy.INLINE and soon:
@@ -269,6 +290,12 @@ class Intake:
                 entry.reroute(Strategy.DROP, "queue_full")
             else:
                 self.inline.push(entry)
+
+    def _turn_lane(self) -> TurnLane:
+        if self._turns is None:
+            self._turns = TurnLane(self._backlog, self._ledger)
+            self._workers.add(self._turns)
+        return self._turns
 
     def _queue(self, entry: Entry, lane: QueueLane, *, first: bool = False) -> None:
         if self._backlog.is_full:

@@ -111,6 +111,8 @@ class Entry:
         What traces it, None where nobody asked for that.
     orphaned
         Whether its ticket is gone, so that nobody will see it fail.
+    takes_turns
+        Whether it may not run beside others of its sort; see `TurnEntry`.
     """
 
     __slots__ = (
@@ -138,6 +140,8 @@ class Entry:
         "wait_ns",
         "work",
     )
+
+    takes_turns = False
 
     decision: Decision
     strategy: Strategy
@@ -196,6 +200,14 @@ class Entry:
         """
         self.reroute(Strategy.DROP, "expired")
         self.retry_after_s = 0.0
+
+
+class TurnEntry(Entry):
+    """A call that launches Numba's threads where two launches at once end the process."""
+
+    __slots__ = ()
+
+    takes_turns = True
 
 
 class Ledger:

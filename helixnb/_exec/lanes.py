@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from helixnb._config import RouterConfig
 from helixnb._core.estimate import KindModel
-from helixnb._core.lifecycle import Ledger
+from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.queues import Backlog, JobQueue, batch_release_in_ns
 from helixnb._core.rules import HAND_BACK_NS
 from helixnb._exec.slots import Lease, Slots
@@ -137,6 +138,53 @@ class PoolLane(QueueLane):
         now_ns = self._ledger.clock()
         entries = self.queue.take(min(share, CHUNK_JOBS), CHUNK_NS, now_ns=now_ns)
         return Chunk(self._ledger, entries) if entries else None
+
+
+class TurnLane(QueueLane):
+    """Calls of which one runs at a time, as Numba's workqueue layer needs it; see `TurnEntry`.
+
+    The others wait here, where they can expire and be cancelled, and hold neither a thread nor a
+    slot.
+    """
+
+    _running: Turn | None = None
+
+    @property
+    def threads_worth(self) -> int:
+        return min(len(self.queue), 1) if self._running is None else 0
+
+    def take(self, lease: Lease, *, gather: bool) -> Work | None:  # noqa: ARG002  # as declared
+        if self._running is not None:  # its thread comes back here, or wakes the loop
+            return None
+        entries = self.queue.take(1, now_ns=self._ledger.clock())
+        if not entries:
+            return None
+        self._running = Turn(self._ledger, entries, self._end)
+        return self._running
+
+    def _end(self, turn: Turn) -> None:
+        if self._running is turn:
+            self._running = None
+
+
+class Turn(Chunk):
+    """One of those calls; `on_ended` is called when another one may begin."""
+
+    def __init__(
+        self, ledger: Ledger, entries: list[Entry], on_ended: Callable[[Turn], object]
+    ) -> None:
+        super().__init__(ledger, entries)
+        self._on_ended = on_ended
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._on_ended(self)
+
+    def fail(self, error: BaseException) -> None:
+        self._on_ended(self)  # no thread could be started
+        super().fail(error)
 
 
 class BatchLane(QueueLane):

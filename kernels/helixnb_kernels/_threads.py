@@ -85,6 +85,19 @@ def parallel_is_safe() -> bool:
     return not config.DISABLE_JIT and not _forked_under_omp and _usable_layer() in ("tbb", "omp")
 
 
+def launches_are_safe() -> bool:
+    """Tell whether other people's code may launch Numba's threads from several threads at once.
+
+    As `parallel_is_safe`, but nothing is initialised: False while no layer is chosen.
+    """
+    return not _forked_under_omp and threading_layer() in ("tbb", "omp")
+
+
+def launches_are_fatal() -> bool:
+    """Tell whether a launch ends this process: a child that was forked under ``omp``."""
+    return _forked_under_omp
+
+
 def max_threads() -> int:
     """Return how many threads Numba has for a parallel region."""
     return int(config.NUMBA_NUM_THREADS)
@@ -93,6 +106,11 @@ def max_threads() -> int:
 def parallel_region_is_free() -> bool:
     """Tell whether no parallel region of ours is running in this process."""
     return not _region.locked()
+
+
+def region() -> threading.Lock:
+    """Return the lock of the process's one parallel region, which `parallel_region` takes."""
+    return _region
 
 
 @contextlib.contextmanager

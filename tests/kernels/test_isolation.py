@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 PROBE = str(PROGRAMS / "parallel_probe.py")
+CALLS = str(PROGRAMS / "parallel_calls.py")
 WARM = str(PROGRAMS / "warm.py")
 
 
@@ -35,8 +36,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def probe(**env: str) -> dict[str, Any]:
-    done = python(PROBE, env=env)
+def probe(program: str = PROBE, **env: str) -> dict[str, Any]:
+    done = python(program, env=env)
     assert done.returncode == 0, done.stderr
     # The last line: TBB may print a warning of its own when the process forks.
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -76,6 +77,31 @@ def test_workqueue() -> None:
     """Under workqueue, where two launches at once abort, batches run their serial form."""
     report = probe(NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
     check_probe(report, layer="workqueue", safe=False)
+
+
+def test_parallel_callables_take_turns_under_workqueue() -> None:
+    """Two routers run users' parallel functions one at a time, off the loop, beside batches."""
+    report = probe(CALLS, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+    assert report["layer"] == "workqueue"
+    assert (report["wrong"], report["turns"]) == (0, report["calls"])
+    assert (report["strategies"], report["here"]) == (["cpu_pool"], False)
+    assert report["nested"]
+    if hasattr(os, "fork"):
+        assert report["child"] == "right"
+
+
+def test_parallel_callables_are_refused_in_a_child_forked_under_openmp() -> None:
+    """The call would end the process; elsewhere under omp they run as other callables do."""
+    if ctypes.util.find_library("gomp") is None:
+        pytest.skip("this system has no libgomp")
+    report = probe(CALLS, NUMBA_THREADING_LAYER="omp", NUMBA_NUM_THREADS="2")
+    assert report["layer"] == "omp"
+    assert (report["wrong"], report["turns"]) == (0, 0)
+    assert report["nested"]
+    if hasattr(os, "fork"):
+        assert report["child"].startswith("function must not launch Numba's threads here")
+        assert "helixnb[tbb]" in report["child"]
+        assert "\n" not in report["child"]
 
 
 def test_without_a_compiler() -> None:
