@@ -67,7 +67,7 @@ class BlockingRouter:
         self._loop = threading.Thread(target=self._run, name="helixnb event loop")
         self._ready = threading.Event()
         self._leaving: anyio.Event | None = None
-        self._stops = self._hurries = False
+        self._stops = self._hurries = self._has_opened = False
         self._opening = threading.Lock()
         self._pid = 0
         self._failure: BaseException | None = None
@@ -82,22 +82,24 @@ class BlockingRouter:
         KernelError
             A kernel can't be compiled, or its shared arrays aren't bound.
         RouterStateError
-            It was opened before, or threads are green here, as gevent's.
+            It was opened before, was closed while it was opening, or threads are green here, as
+            gevent's.
         """
         with self._opening:
             if self._pid:
                 raise RouterStateError("a router opens once; make a new one")
             check_threads()  # before there is one
             self._pid = os.getpid()
-        _open.add(self)
-        self._loop.start()
+            _open.add(self)
+            self._loop.start()
         try:
             self._ready.wait()
         except BaseException:  # somebody is impatient; the kernel that compiles is the last one
             self._stop_soon()
             raise
-        if self._portal is None:
-            self.close()
+        if not self._has_opened:
+            self._loop.join()
+            raise self._failure or RouterStateError("the router was closed while it was opening")
         return self
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class BlockingRouter:
         self._stop_soon()
         self._loop.join()
         failure, self._failure = self._failure, None
-        if failure is not None:
+        if failure is not None and self._has_opened:  # else it is `open` that raises it
             raise failure
 
     def __enter__(self) -> Self:
@@ -158,6 +160,7 @@ class BlockingRouter:
                 if self._stops:
                     return
                 await self._router.open()
+                self._has_opened = True
                 self._ready.set()
                 await self._leaving.wait()
                 await (self._lifetime.close(0.0) if self._hurries else self._router.close())

@@ -651,6 +651,30 @@ def test_a_job_of_a_blocking_router_cant_close_it() -> None:
         assert r.is_open
 
 
+def test_a_blocking_router_that_is_closed_while_it_opens(loop_name: str) -> None:
+    """By another thread: `close` returns when nothing is left, and `open` says why it failed."""
+    stages: list[str] = []
+    progress: Any = slow_to_compile(stages)
+    backend = "trio" if loop_name == "trio" else "asyncio"
+    r = BlockingRouter(progress=progress, backend=backend)
+
+    def close() -> None:
+        assert progress.reached.acquire(timeout=10)
+        threading.Timer(0.05, progress.goes_on.set).start()
+        r.close()
+        closed.append(r.state)
+
+    closed: list[str] = []
+    closer = threading.Thread(target=close)
+    closer.start()
+    with pytest.raises(RouterStateError, match="was closed while it was opening"):
+        r.open()
+    closer.join(20)
+    assert closed == ["closed"]
+    assert len(stages) == 2
+    r.close()
+
+
 # -- Interrupts -----------------------------------------------------------------------------------
 
 
