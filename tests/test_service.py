@@ -188,8 +188,12 @@ async def test_started_as_services_are(command: list[str]) -> None:
                 started = said.count("Application startup complete")
             async with httpx.AsyncClient(base_url=address, timeout=20) as web:
                 assert (await web.get("/health")).json() == {"ready": True}
-                assert (await web.post("/price", json=PRICE)).status_code == 200
-                assert (await web.post("/score", json=SCORE)).status_code == 200
+                for path, body in (("/price", PRICE), ("/score", SCORE)):
+                    answered = False
+                    while not answered:  # what a busy machine can't do in time is refused
+                        status = (await web.post(path, json=body)).status_code
+                        assert status in (200, 503)
+                        answered = status == 200
                 # Longer than the signal takes, and within its budget on a slow machine, or refused.
                 asking = asyncio.ensure_future(web.post("/price", json={**PRICE, "pairs": 200_000}))
                 await anyio.sleep(0.01)

@@ -97,6 +97,9 @@ async def test_the_original_answers() -> None:
             assert repr(outcomes) == "<Outcomes: 600 completed>"
             with pytest.raises(IndexError):
                 _ = outcomes[600]
+            # A thread that was sent for what another one took may have its slot for a moment.
+            while r.stats().cpu_busy:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
     check_balanced(r.stats())
 
 
