@@ -30,6 +30,7 @@ from helixnb._intake import Intake, entry_of, entry_of_call
 from helixnb._lifetime import Lifetime
 from helixnb._log import SafeLogger
 from helixnb._many import Many
+from helixnb._observe.pools import look_at_pools
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.stats import Stats, snapshot
 from helixnb._records import Job, Outcome
@@ -133,6 +134,7 @@ class Router:
         self._lifetime = Lifetime(self._ledger, self._wind_up, self._tear_down)
         self._is_set_up = False
         self._runs = 0
+        self._has_looked_at_pools = False
 
     # -- Lifetime -----------------------------------------------------------------------------
 
@@ -501,7 +503,8 @@ class Router:
             `function` isn't callable, is a coroutine function: await it instead; or is a kernel:
             submit a job of it.
         JobError, RouterStateError
-            As `submit`.
+            As `submit`; the latter also for a call that launches Numba's threads in a child that
+            was forked after the OpenMP layer had started, since that would end the process.
         """
         self._lifetime.check_open()
         self._runs += 1
@@ -518,7 +521,16 @@ class Router:
             scaling_potential=scaling_potential,
             latency_budget_ms=latency_budget_ms,
         )
+        if self._slots.busy and not self._has_looked_at_pools:
+            self._look_at_pools(compute_cost)
         return await self._intake.run(entry)
+
+    def _look_at_pools(self, compute_cost: int) -> None:
+        """Have a look at libraries' own threads, when callables first run in several slots."""
+        config = self._config
+        if config.cpu_parallelism > 1 and compute_cost > config.inline_max_cost:
+            self._has_looked_at_pools = True
+            self._lifetime.tasks.start(look_at_pools, config.cpu_parallelism, threading_layer())
 
     def stats(self) -> Stats:
         """Return a snapshot of the router's counts; see `Stats`."""
