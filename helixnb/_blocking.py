@@ -26,7 +26,7 @@ from helixnb._records import Job, Outcome
 from helixnb._router import Router
 from helixnb._ticket import Ticket
 from helixnb.columns import JobColumns, Outcomes
-from helixnb_kernels import Kernel
+from helixnb_kernels import Kernel, parallel_is_safe
 
 
 class BlockingRouter:
@@ -89,6 +89,10 @@ class BlockingRouter:
             if self._pid:
                 raise RouterStateError("a router opens once; make a new one")
             check_threads()  # before there is one
+            if self._router.config.parallel_kernels == "auto":
+                # Chooses the threading layer here: if it were in the loop's thread, TBB would print
+                # a warning at every later fork.
+                parallel_is_safe()
             self._pid = os.getpid()
             _open.add(self)
             self._loop.start()

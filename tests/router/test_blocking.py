@@ -270,6 +270,26 @@ def test_a_forked_child_is_told(backend: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_after_it_was_opened_is_quiet() -> None:
+    """The threading layer is chosen in the thread that opens it, as TBB wants it."""
+    done = python(
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        """if True:
+        import os
+        from helixnb import BlockingRouter
+        with BlockingRouter():
+            if (pid := os.fork()) == 0:
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_a_router_left_open_does_not_keep_the_program(backend: Any) -> None:
     """It ends as if it had been closed: what is queued runs."""
     done = python(
