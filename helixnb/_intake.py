@@ -209,7 +209,7 @@ class Intake:
             if seen is not None:
                 log_route(entry, *seen)
         except BaseException:  # such as Ctrl-C in a log handler: its caller won't wait for it
-            self._ledger.settle(entry, Status.CANCELLED)
+            self._ledger.cancel(entry)
             raise
 
     def _decide(self, entry: Entry, load: Load, estimate: Estimate) -> None:
@@ -351,11 +351,15 @@ class Intake:
 
     def _begin(self, entry: Entry) -> None:
         """Enter a job of a caller who waits, and run it if it runs inline."""
-        self.enter(entry)
-        if entry.strategy is Strategy.INLINE:
-            started_ns = self._clock()
-            run_on_loop(self._ledger, self.watch, entry)
-            self._busy_ns += self._clock() - started_ns
+        try:
+            self.enter(entry)
+            if entry.strategy is Strategy.INLINE:
+                started_ns = self._clock()
+                run_on_loop(self._ledger, self.watch, entry)
+                self._busy_ns += self._clock() - started_ns
+        except BaseException:
+            self._ledger.cancel(entry)
+            raise
 
     async def _wait(self, entry: Entry) -> Outcome:
         """Wait for a job's outcome; it is cancelled with the caller."""

@@ -143,10 +143,8 @@ class Lifetime:
                 results.append(await serve())
             except Exception as error:
                 errors.append(error)
-            finally:
-                done.set()
 
-        if self.tasks.start(run):
+        if self.tasks.start(run, on_end=done.set):
             try:
                 await done.wait()
             except BaseException:
@@ -283,7 +281,8 @@ class Lifetime:
         """Notice that the event loop was closed without an end of this. Thread-safe."""
         if self.state in ("opening", "open", "closing", "crashed") and self.tasks.is_orphaned:
             self.tasks.abandon()
-            with contextlib.suppress(RuntimeError):  # who waits is of that loop, too
+            self._ledger.forget_callers()  # who are of that loop, too
+            with contextlib.suppress(RuntimeError):
                 self._end()
 
     # -- Crashes ------------------------------------------------------------------------------

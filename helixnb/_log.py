@@ -22,7 +22,11 @@ class SafeLogger:
 
     def is_debugged(self) -> bool:
         """Tell whether anybody listens to the lowest level."""
-        return self._logger.isEnabledFor(logging.DEBUG)
+        try:
+            return self._logger.isEnabledFor(logging.DEBUG)
+        except Exception as error:  # a logger class of the application's own
+            self._complain(error)
+            return False
 
     def log(
         self,
@@ -40,7 +44,9 @@ class SafeLogger:
                 if extra is None:
                     raise
                 self._logger.log(level, message, *args, exc_info=exc_info)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):  # for the program, not for the router
+            raise
+        except BaseException as error:
             self._complain(error)
 
     def warning(self, message: str, *args: Any) -> None:
@@ -51,7 +57,7 @@ class SafeLogger:
         """Log an error."""
         self.log(logging.ERROR, message, *args, exc_info=exc_info)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: BaseException) -> None:
         if self._complained or not logging.raiseExceptions or sys.stderr is None:
             return
         self._complained = True

@@ -128,10 +128,7 @@ class Many:
         if trace is not None:
             trace.books = books
         # From here to the queues nothing awaits, so that nobody sees half of it.
-        for rows in books:
-            rows.enter()
-        lane = ColumnLane(plan.queued)
-        self._workers.add(lane)
+        lane = self.enter(books, plan)
         try:
             for rows, dropped, block in zip(books, plan.dropped, blocks, strict=True):
                 rows.settle(dropped, Status.DROPPED)
@@ -151,6 +148,14 @@ class Many:
             self._workers.remove(lane)
             lane.abandon()
         return Outcomes(map(BlockOutcomes, books), order)
+
+    def enter(self, books: list[Rows], plan: _Plan) -> ColumnLane:
+        """Count all jobs in, and let threads take them."""
+        for rows in books:
+            rows.enter()
+        lane = ColumnLane(plan.queued)
+        self._workers.add(lane)
+        return lane
 
     async def _plan(
         self,
@@ -249,7 +254,7 @@ class Many:
         starts = _starts(blocks)
         codes = np.empty(len(candidates), np.int32)
         retry_after_s = np.full(len(candidates), np.nan)
-        known: dict[Decision, int] = {}
+        known: dict[tuple[Decision, bool], int] = {}
         carried = Carried(load, candidates)
         for i in range(len(codes)):
             if i % SLICE == 0:
@@ -264,8 +269,9 @@ class Many:
             if decision.retry_after_s is not None:
                 retry_after_s[i] = decision.retry_after_s
                 decision = dataclasses.replace(decision, retry_after_s=None)
-            codes[i] = known.setdefault(decision, len(known))
-        return codes, list(known), retry_after_s
+            # Those that are equal may still differ in whether they are on trust.
+            codes[i] = known.setdefault((decision, is_on_trust(decision)), len(known))
+        return codes, [decision for decision, _ in known], retry_after_s
 
     async def _place(
         self,

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from helixnb._blocks import kernel_of
 from helixnb._config import RouterConfig
+from helixnb._core.counts import Counts
 from helixnb._core.estimate import CostModel
 from helixnb._core.lifecycle import Entry, Ledger
 from helixnb._core.policy import AdaptivePolicy, Policy
 from helixnb._core.queues import Backlog
+from helixnb._core.rows import Rows
 from helixnb._core.rules import slots_left
 from helixnb._decide_columns import warm_up as warm_up_rules
 from helixnb._decider import Decider, Explanation
 from helixnb._errors import RouterStateError
+from helixnb._exec.detached import uninterrupted
 from helixnb._exec.gil import yield_gil
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers, measure_hop_us
@@ -54,6 +57,18 @@ if TYPE_CHECKING:  # what isn't needed before a router opens is imported then
     from helixnb._observe.watch import Watch
 
 logger = SafeLogger("helixnb")
+
+BOOKKEEPING = (
+    Counts.fold,
+    Intake.enter,
+    Ledger.cancel,
+    Ledger.enter,
+    Ledger.refuse,
+    Ledger.settle,
+    Many.enter,
+    Rows.settle,
+)
+"""What must be done as a whole, for the books to balance."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -133,6 +148,7 @@ class Router:
         self._measured_hop_us = 0.0
         self._lifetime = Lifetime(self._ledger, self._wind_up, self._tear_down)
         self._is_set_up = False
+        self._to_close: list[Callable[[], object]] = []  # of an opening that fails half-way, too
         self._runs = 0
         self._has_looked_at_pools = False
 
@@ -204,8 +220,10 @@ class Router:
         self._measured_hop_us = await self._lifetime.aside(measure_hop_us)
         # Nothing awaits from here on, so that all of this is there, or none.
         tasks = self._lifetime.tasks
+        uninterrupted(*BOOKKEEPING)
         self._slots = Slots(self._config.cpu_parallelism)
         self._workers = Workers(self._slots, self._ledger, self._backlog, tasks, self._clock)
+        self._to_close.append(self._workers.close)
         self._pressure = Pressure(self._clock, lambda: self._ledger.in_flight > 0)
         tracing = self._observe()
         self._decider = Decider(
@@ -267,8 +285,9 @@ class Router:
 
     def _tear_down(self) -> None:
         """Free what the router has of the system's, when nothing of it runs any more."""
+        for each in self._to_close:
+            each()
         if self._is_set_up:
-            self._workers.close()
             self._telemetry.close()
             self._vitals.is_live = False
 

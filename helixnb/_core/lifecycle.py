@@ -69,6 +69,10 @@ class RowsInFlight(Protocol):
 
     pending: int
 
+    def forget_caller(self) -> None:
+        """Wake nobody any more."""
+        ...
+
     def evict(
         self, status: Status, reason: str | None, error: BaseException | None, *, begun: bool
     ) -> None:
@@ -455,7 +459,9 @@ class Ledger:
         for observe in self._observers:
             try:
                 observe(tally, jobs, now_ns, latency_ns, queue_ns, outcome)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):  # for the program, not for the router
+                raise
+            except BaseException as error:
                 self.tell_no_more(observe)
                 logger.error("%r raised; it hears of no more jobs", observe, exc_info=error)
 
@@ -482,6 +488,18 @@ class Ledger:
         self.counts.release(kind, cause).record(jobs)
         if self.on_batch is not None:
             self.on_batch(kind, jobs)
+
+    def cancel(self, entry: Entry) -> None:
+        """End a job that its caller won't wait for, if it was entered."""
+        if entry in self._in_flight:
+            self.settle(entry, Status.CANCELLED)
+
+    def forget_callers(self) -> None:
+        """Wake nobody any more: the event loop of all who wait is closed."""
+        for entry in self._in_flight:
+            entry.done = None
+        for rows in self._rows:
+            rows.forget_caller()
 
     def evict(
         self,

@@ -203,6 +203,10 @@ class Rows:
             list(zip(queues_ns.tolist(), jobs.tolist(), strict=True)),
         )
 
+    def forget_caller(self) -> None:
+        """Wake nobody any more: the event loop of who waits is closed."""
+        self._on_settled = int
+
     def evict(
         self, status: Status, reason: str | None, error: BaseException | None, *, begun: bool
     ) -> None:

@@ -89,8 +89,14 @@ class Detached:
         """Whether the event loop was closed while there were tasks."""
         return bool(self._tasks) and self._loop is not None and self._loop.is_closed()
 
-    def start(self, serve: Serve, *args: Any) -> bool:
-        """Run a coroutine function in a task; returns False, and runs nothing, after `end`."""
+    def start(self, serve: Serve, *args: Any, on_end: Callable[[], object] = int) -> bool:
+        """Run a coroutine function in a task; returns False, and runs nothing, after `end`.
+
+        Parameters
+        ----------
+        on_end
+            Called when the task has ended, even if it was cancelled before it began.
+        """
         if self._ends:
             return False
         scope = anyio.CancelScope()
@@ -100,12 +106,12 @@ class Detached:
         try:
             if self._loop is None:
                 spawn = self._trio.lowlevel.spawn_system_task
-                spawn(self._run_on_trio, scope, run, context=context)
+                spawn(self._run_on_trio, scope, run, on_end, context=context)
             else:
                 # Not by the parameter `context`, which task factories may not know.
                 task = self._tasks[scope] = context.run(self._loop.create_task, run)
                 # Not in `_run`, which never begins in a task that is cancelled before.
-                task.add_done_callback(lambda _: self._forget(scope))
+                task.add_done_callback(lambda _: self._forget(scope, on_end))
         except RuntimeError:  # the loop has ended, and takes no tasks any more
             run.close()
             del self._tasks[scope]
@@ -113,11 +119,16 @@ class Detached:
             return False
         return True
 
-    async def _run_on_trio(self, scope: anyio.CancelScope, run: Coroutine[Any, Any, None]) -> None:
+    async def _run_on_trio(
+        self,
+        scope: anyio.CancelScope,
+        run: Coroutine[Any, Any, None],
+        on_end: Callable[[], object],
+    ) -> None:
         try:
             await run
         finally:
-            self._forget(scope)
+            self._forget(scope, on_end)
 
     async def _run(self, scope: anyio.CancelScope, serve: Serve, args: Any) -> None:
         try:
@@ -139,7 +150,8 @@ class Detached:
             self.end()
             self._on_lost()
 
-    def _forget(self, scope: anyio.CancelScope) -> None:
+    def _forget(self, scope: anyio.CancelScope, on_end: Callable[[], object]) -> None:
+        on_end()
         if self._tasks.pop(scope, scope) is not scope and not self._tasks:
             self._lose()
             self._on_ended()
@@ -192,6 +204,17 @@ def interrupt_program() -> None:
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def uninterrupted(*functions: Callable[..., Any]) -> None:
+    """Let Ctrl-C wait on trio until these have returned: what they write must not be half done.
+
+    They are marked for good, and for all routers. asyncio's own handler of signals raises nothing.
+    """
+    trio = _trio()
+    if trio is not None:
+        for function in functions:
+            trio.lowlevel.enable_ki_protection(function)
 
 
 def interruptible(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,7 +51,15 @@ class LoopWatch:
         How much of it went to garbage collections.
     """
 
-    __slots__ = ("_collected", "_collected_ns", "_cpu_clock", "_cpu_ns", "_ledger", "stale_ns")
+    __slots__ = (
+        "_collected",
+        "_collected_ns",
+        "_cpu_clock",
+        "_cpu_ns",
+        "_ledger",
+        "_news",
+        "stale_ns",
+    )
 
     def __init__(
         self,
@@ -65,6 +73,7 @@ class LoopWatch:
         self._cpu_clock = cpu_clock
         self._collected = collected
         self._cpu_ns = self._collected_ns = 0
+        self._news: list[tuple[str, float, float, float]] = []
         self.stale_ns = -math.inf if watches else math.inf
         if watches:
             watch_collections()
@@ -103,17 +112,19 @@ class LoopWatch:
         taken_ns = min(cpu_ns, wall_ns) if is_compiled else wall_ns
         model.note_overrun(work, taken_ns, now_ns)
         if guard.overruns == 1:
+            self._news.append((kind, taken_ns / 1e6, predicted_ns / 1e6, BARRED_NS / 1e9))
+        return True
+
+    def tell(self) -> None:
+        """Log what `judge` has found, when the jobs concerned are settled."""
+        while self._news:
             logger.warning(
                 "a job of kind %s held up the event loop for %.3g ms, and was predicted to take "
                 "%.3g: jobs of its kind run in threads for at least %g s now. If its time can be "
                 "told from its cost and its number of inputs, declare both work= and ns_per_work= "
                 "of its kernel",
-                kind,
-                taken_ns / 1e6,
-                predicted_ns / 1e6,
-                BARRED_NS / 1e9,
+                *self._news.pop(),
             )
-        return True
 
     def judge_entry(self, entry: Entry, began_ns: int, now_ns: int) -> bool:
         """Look at the run of a job, likewise."""
@@ -164,13 +175,16 @@ def run_on_loop(
         if now_ns - began_ns > LEAST_NS and watch.watches:
             watch.judge_entry(entry, began_ns, now_ns)
         ledger.settle(entry, Status.FAILED, error=error, now_ns=now_ns)
+        watch.tell()
         if isinstance(error, KeyboardInterrupt):  # not the job's doing: someone stops the program
             raise
         return
     now_ns = ledger.clock()
     if now_ns - began_ns > LEAST_NS:
         if watch.watches and watch.judge_entry(entry, began_ns, now_ns):
-            taken_ns = 0  # it was learnt from
+            ledger.settle(entry, Status.COMPLETED, value=value, now_ns=now_ns)
+            watch.tell()
+            return  # it was learnt from
     elif model.guard.strikes:
         model.guard.strikes = 0
     ledger.settle(entry, Status.COMPLETED, value=value, now_ns=now_ns)

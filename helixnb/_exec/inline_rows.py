@@ -43,6 +43,7 @@ async def run_rows(part: Part, watch: LoopWatch, send_off: Callable[[Part], obje
         spent_ns += turn.run()
         due_ns += OVER_TIMES * turn.due_ns
         turn.settle()
+        watch.tell()
         if turn.interrupt is not None:
             raise turn.interrupt
         await anyio.lowlevel.checkpoint()

@@ -246,7 +246,9 @@ class Telemetry:
         try:
             for value, attributes in now:
                 self._histograms[metric].record(value, attributes, NOWHERE)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):  # for the program, not for the router
+            raise
+        except BaseException as error:
             if not self._failed:
                 self._failed = True
                 logger.warning(

@@ -26,7 +26,7 @@ _Note = TypeVar("_Note", bound=Callable[..., None])
 _failed = False
 
 
-def _warn(error: Exception) -> None:
+def _warn(error: BaseException) -> None:
     global _failed
     if not _failed:
         _failed = True
@@ -40,7 +40,9 @@ def _guarded(note: _Note) -> _Note:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             note(*args, **kwargs)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):  # for the program, not for the router
+            raise
+        except BaseException as error:
             _warn(error)
 
     return cast("_Note", guarded)

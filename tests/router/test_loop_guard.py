@@ -526,3 +526,59 @@ async def test_a_cold_kind_gets_known_under_saturation() -> None:
             assert "probe" in reasons
             tasks.cancel_scope.cancel()
     check_balanced(r.stats())
+
+
+class Mixed:
+    """A policy that asks others, by the kind of job."""
+
+    adaptive = True
+
+    def decide(self, job: Job, load: Load, config: RouterConfig, estimate: Estimate) -> Decision:
+        asked: Any = StaticPolicy() if job.kind == "Where" else AdaptivePolicy()
+        decision: Decision = asked.decide(job, load, config, estimate)
+        return decision
+
+
+async def test_columns_of_a_policy_that_asks_others() -> None:
+    """What it takes from `AdaptivePolicy` is watched, though another one decides in equal words."""
+
+    @helixnb.kernel(
+        inputs="int64[1]", returns="float64", work=lambda cost, inputs: 1, ns_per_work=1.0
+    )
+    def liar(x):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for i in range(x[0]):
+            total += np.sin(np.float64(i))
+        return total
+
+    where = Where()
+    async with adaptive(liar, where.kernel, policy=Mixed()) as r:
+        jobs = [job(0, "Where", compute_cost=1), *(liar.job([LONG]) for _ in range(5))]
+        outcomes = await r.submit_many(jobs)
+        inline = [outcome.strategy is Strategy.INLINE for outcome in outcomes]
+        assert sum(inline[1:]) <= 1
+        assert inline[0]
+    check_balanced(r.stats())
+
+
+@pytest.mark.parametrize("way", ["submit", "submit_many"])
+async def test_a_handler_that_raises_at_the_warning(way: str) -> None:
+    """The job that held up the loop is settled before anybody hears of it."""
+
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyboardInterrupt
+
+    handler = Raises()
+    async with adaptive(steps) as r:
+        await learn(r)
+        logging.getLogger("helixnb").addHandler(handler)
+        try:
+            surprise = steps.job([LONG])
+            with pytest.raises(KeyboardInterrupt):
+                await (r.submit(surprise) if way == "submit" else r.submit_many([surprise]))
+        finally:
+            logging.getLogger("helixnb").removeHandler(handler)
+        with anyio.fail_after(10):
+            await r.drain()
+        check_balanced(r.stats())
