@@ -80,7 +80,7 @@ class Detached:
         self._context = copy_context()
         self._trio = _trio()
         self._loop = None if self._trio else asyncio.get_running_loop()
-        # Each task by its scope: itself on asyncio, which would forget it, and a name on trio.
+        # By their scopes; on asyncio, which would forget it, each task itself, and None on trio.
         self._tasks: dict[anyio.CancelScope, object] = {}
         self._ends = False
 
