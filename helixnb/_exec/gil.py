@@ -5,6 +5,9 @@ to let go after the switch interval (5 ms), counted anew whenever the GIL change
 never idles lets go of it inside each poll for a moment too short for the waiter, which starts the
 count again. With 200 ready tasks on asyncio a slot of 1 ms kernels was used for 0.0 % of the time.
 So a loop that doesn't idle looks, once a pass, whether a thread waits, and if so naps.
+
+One router watches for all of the loop: to watch takes a CPU, and a second watcher that measured the
+first would watch it, and be watched, for as long as both have work.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import anyio
 
@@ -67,6 +71,26 @@ def waits(clock: int | None) -> bool:
     return gained_ns < _RUNNING_NS
 
 
+class _Watched(NamedTuple):
+    """The threads of one router."""
+
+    slots: Slots
+    one_waits: Callable[[], bool]
+    settle_done: Callable[[], object]
+
+
+class _Loop(threading.local):
+    """The routers whose event loop runs in this thread."""
+
+    def __init__(self) -> None:
+        self.routers: list[_Watched] = []
+        self.watched = 0  # times that a watch has begun or ended, so odd while one is on
+        self.pause_ns = LOOK_NS
+
+
+_loop = _Loop()
+
+
 async def yield_gil(
     slots: Slots, one_waits: Callable[[], bool], settle_done: Callable[[], object]
 ) -> None:
@@ -74,27 +98,53 @@ async def yield_gil(
 
     What they hand over then is settled at once: the loop would see that they woke it a pass later.
     """
-    period_s, watch_ns, pause_ns = PERIOD_S, WATCH_NS, LOOK_NS
+    own = _Watched(slots, one_waits, settle_done)
+    _loop.routers.append(own)
+    try:
+        await _look_out(own)
+    finally:
+        _loop.routers.remove(own)
+
+
+async def _look_out(own: _Watched) -> None:
+    period_s, watch_ns = PERIOD_S, WATCH_NS
     while True:
-        await slots.wait_busy()
+        await own.slots.wait_busy()
         computed_ns, at_ns = time.thread_time_ns(), time.perf_counter_ns()
+        watched = _loop.watched
         await anyio.sleep(period_s)
+        if watched % 2 or watched != _loop.watched:  # which looks as if the loop were busy
+            continue
         computed_ns = time.thread_time_ns() - computed_ns
         now_ns = time.perf_counter_ns()
         if computed_ns < SATURATED * (now_ns - at_ns):
             period_s, watch_ns = min(2 * period_s, LONGEST_PERIOD_S), WATCH_NS
             continue
-        look_ns, until_ns = now_ns, now_ns + watch_ns
+        _loop.watched += 1
+        try:
+            await _watch(now_ns + watch_ns)
+        finally:
+            _loop.watched += 1
         period_s, watch_ns = PERIOD_S, min(2 * watch_ns, LONGEST_WATCH_NS)
-        while slots.busy and now_ns < until_ns:
-            if now_ns >= look_ns:
-                naps = 0
-                while naps < NAPS and one_waits():
-                    time.sleep(NAP_S)  # noqa: ASYNC251  # on purpose: blocking is the point
-                    naps += 1
-                if naps:
-                    settle_done()
-                pause_ns = min(2 * pause_ns, LONGEST_LOOK_NS) if naps == NAPS else LOOK_NS
-                look_ns = time.perf_counter_ns() + pause_ns
-            await anyio.lowlevel.checkpoint()
-            now_ns = time.perf_counter_ns()
+
+
+async def _watch(until_ns: int) -> None:
+    """Look at the threads of all routers, pass by pass, while one has any at work."""
+    now_ns = look_ns = time.perf_counter_ns()
+    while now_ns < until_ns:
+        busy = [each for each in _loop.routers if each.slots.busy]
+        if not busy:
+            return
+        if now_ns >= look_ns:
+            naps = 0
+            while naps < NAPS and any(each.one_waits() for each in busy):
+                time.sleep(NAP_S)  # noqa: ASYNC251  # on purpose: blocking is the point
+                naps += 1
+            if naps:
+                for each in busy:
+                    each.settle_done()
+            pause_ns = min(2 * _loop.pause_ns, LONGEST_LOOK_NS) if naps == NAPS else LOOK_NS
+            _loop.pause_ns = pause_ns
+            look_ns = time.perf_counter_ns() + pause_ns
+        await anyio.lowlevel.checkpoint()
+        now_ns = time.perf_counter_ns()

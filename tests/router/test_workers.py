@@ -12,7 +12,8 @@ import pytest
 from support import Always, Gate, check_balanced, job, router, submit_all
 
 from helixnb import Kernel, Router, RouterConfig, StaticPolicy, Status, Strategy
-from helixnb._exec.gil import own_clock, waits
+from helixnb._exec.gil import own_clock, waits, yield_gil
+from helixnb._exec.slots import Lease, Slots
 from helixnb_kernels import HASH_MIX, warm_up
 
 pytestmark = pytest.mark.anyio
@@ -157,6 +158,35 @@ def test_a_thread_that_stands_still_is_told_from_one_that_computes() -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+async def test_routers_of_a_loop_do_not_watch_each_other() -> None:
+    """Each looks at its threads while the loop is busy, and stops when it no longer is."""
+    looks = 0
+
+    def one_waits() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    async def be_busy(total: int) -> None:
+        while looks < total:
+            assert time.monotonic() < deadline, "nobody watches a busy loop"
+            await anyio.lowlevel.checkpoint()
+
+    deadline = time.monotonic() + 20
+    async with anyio.create_task_group() as tasks:
+        for each in (1, 2):
+            slots = Slots(2)
+            slots.take(Lease())
+            tasks.start_soon(yield_gil, slots, one_waits, lambda: None)
+            await be_busy(1_000 * each)
+        before = -1
+        while before != looks:
+            assert time.monotonic() < deadline, "they watch an idle loop"
+            before = looks
+            await anyio.sleep(0.2)
+        tasks.cancel_scope.cancel()
 
 
 async def test_one_job_after_the_other_finds_the_router_idle() -> None:
