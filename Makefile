@@ -4,21 +4,27 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml README.md LICENSE $(shell find helixnb kernels -name '*.py')
 
-.PHONY: demo test lint docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry \
+.PHONY: demo test lint numba-variables docs bench-check bench-history bench-planted bench-table bench-stages bench-telemetry \
     bench-watchers bench-soak bench-overload bench-learning bench-service \
     screenshots plots peers dev clean
 
 demo: .venv/demo.done $(if $(findstring --web,$(ARGS)),.venv/web.done)
 	$(BIN)/python -P -m helixnb $(ARGS)
 
+# By two processes, which share a cache of kernels. ARGS="-n 0" is for one, and for a debugger.
 test: .venv/test.done
-	HELIXNB_TEST_WHEEL=1 $(BIN)/pytest $(ARGS)
+	HELIXNB_TEST_WHEEL=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/test.done .venv/lint.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The kernel cache under every NUMBA_* variable that Numba knows: a table, in some minutes.
+# ARGS="OPT CPU" takes those with one of these in their names.
+numba-variables: .venv/test.done
+	$(BIN)/python -P tests/programs/numba_variables.py $(ARGS)
 
 # The site: warnings are errors, notebooks run, and then its links and pages are looked at.
 docs: .venv/docs.done .venv/test.done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import tempfile
@@ -15,8 +16,10 @@ from support import debian
 settings.register_profile("helixnb", deadline=None, max_examples=50)
 settings.load_profile("helixnb")
 
-_cache = tempfile.TemporaryDirectory(prefix="helixnb-test-cache-")
-os.environ["HELIXNB_CACHE_DIR"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process that starts them
+    _cache = tempfile.TemporaryDirectory(prefix="helixnb-test-cache-")
+    os.environ["HELIXNB_CACHE_DIR"] = _cache.name
+    atexit.register(_cache.cleanup)
 
 _BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -47,7 +50,3 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-def pytest_unconfigure() -> None:
-    _cache.cleanup()

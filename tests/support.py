@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class Gate:
     def _solo(self, inputs: Any, compute_cost: int, job_id: int) -> int:
         self.ran.append(job_id)
         self._begun.release()
-        if not self._open.wait(10):
+        if not self._open.wait(30):
             raise TimeoutError("the gate never opened")
         return job_id
 
@@ -121,10 +121,19 @@ class Gate:
         """Let every job through, now and from now on."""
         self._open.set()
 
+    def open_once(self, holds: Callable[[], bool]) -> None:
+        """Open when something has come about, while whoever calls this goes on."""
+
+        def wait() -> None:
+            wait_until(holds)
+            self.open()
+
+        threading.Thread(target=wait).start()
+
     async def begun(self, jobs: int = 1) -> None:
         """Wait until so many further jobs are in their threads."""
         for _ in range(jobs):
-            if not await anyio.to_thread.run_sync(self._begun.acquire, True, 5):
+            if not await anyio.to_thread.run_sync(self._begun.acquire, True, 30):
                 raise TimeoutError("no job began")
 
 
@@ -151,6 +160,35 @@ def python(
         timeout=120,
         check=False,
     )
+
+
+def run_pytest(
+    directory: Path, *arguments: str, plugins: tuple[str, ...] = ("anyio",)
+) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a fresh interpreter, with no plugins but these: all of them take a second."""
+    (directory / "pytest.ini").touch()  # whatever directory this is in, nothing else configures it
+    return python(
+        *("-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider"),
+        *(word for plugin in plugins for word in ("-p", plugin)),
+        *arguments,
+        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=directory,
+    )
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait, 30 s at most, for what other threads do."""
+    pause = threading.Event()
+    for _ in range(3_000):
+        if holds():
+            return
+        pause.wait(0.01)
+    raise TimeoutError
+
+
+def threads_in_use() -> int:
+    """Count threads, without the idle ones that trio keeps for 10 s."""
+    return sum(not thread.name.startswith("Trio thread ") for thread in threading.enumerate())
 
 
 class Picky(Exception):

@@ -98,37 +98,38 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
-def without(module: str) -> str:
-    """Return a program that is the demo, where a module isn't installed."""
-    return f"""
+def without(module: str, *runs: str) -> tuple[list[int], list[str]]:
+    """Run the demo where a module isn't installed; return its statuses, and what it said."""
+    program = f"""
 import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == {module!r} else find(name, *rest)
 sys.modules[{module!r}] = None
 from helixnb.__main__ import main
-sys.exit(main(sys.argv[1:]))
+print(*[main(run.split()) for run in sys.argv[1:]], sep="\\n")
 """
+    done = python("-P", "-c", program, *runs)
+    assert done.returncode == 0, done.stderr
+    count = len(runs)
+    return [int(line) for line in done.stdout.splitlines()[-count:]], done.stderr.splitlines()
 
 
 def test_without_rich() -> None:
     """Where rich isn't installed, the demo says how to get it, and --json works."""
-    done = python("-P", "-c", without("rich"), "--jobs", "1")
-    assert done.returncode == 2
-    assert "pip install 'helixnb[demo]'" in done.stderr
-    assert python("-P", "-c", without("rich"), "--jobs", "1", "--json").returncode == 0
-    done = python("-P", "-c", without("rich"), "--web")
-    assert done.returncode == 2
-    assert "pip install 'helixnb[web,demo]'" in done.stderr
+    statuses, said = without("rich", "--jobs 1", "--jobs 1 --json", "--web")
+    assert statuses == [2, 0, 2]
+    assert len(said) == 2
+    assert "pip install 'helixnb[demo]'" in said[0]
+    assert "pip install 'helixnb[web,demo]'" in said[1]
 
 
 @pytest.mark.parametrize("module", ["uvicorn", "starlette", "prometheus_client"])
 def test_without_what_serves(module: str) -> None:
     """Where a module of the extra isn't installed, --web says how to get it; the rest works."""
-    done = python("-P", "-c", without(module), "--web", "--json")
-    assert done.returncode == 2
-    assert "pip install 'helixnb[web,demo]'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert python("-P", "-c", without(module), "--jobs", "1", "--json").returncode == 0
+    statuses, said = without(module, "--web --json", "--jobs 1 --json")
+    assert statuses == [2, 0]
+    assert len(said) == 1
+    assert "pip install 'helixnb[web,demo]'" in said[0]
 
 
 @contextmanager
@@ -213,16 +214,15 @@ def test_where_it_cant_listen(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "has no jobs" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_the_live_table() -> None:
-    """On a terminal of 80 columns a table lives below the bars, and the report comes once."""
+def on_a_terminal(jobs: int) -> tuple[str, str]:
+    """Run the demo on a terminal of 80 columns; return what it drew there, and its report."""
     import pty
     import termios
 
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 80))
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "helixnb", "--jobs", "6000", "--rate", "3000"],
+        [sys.executable, "-P", "-m", "helixnb", "--jobs", str(jobs), "--rate", "3000"],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -243,7 +243,16 @@ def test_the_live_table() -> None:
     os.close(ours)
     assert demo.returncode == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", drawn.decode())
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", plain)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", plain), out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_the_live_table() -> None:
+    """On a terminal of 80 columns a table lives below the bars, and the report comes once."""
+    for jobs in (6_000, 24_000, 96_000):  # a busy machine may draw one or none in two seconds
+        text, out = on_a_terminal(jobs)
+        if text.count("┃ strategy ┃") >= 2:
+            break
     lines = [line.strip("\r") for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
     found = re.search(
@@ -253,7 +262,7 @@ def test_the_live_table() -> None:
     assert text.count("┃ strategy ┃") >= 2
     assert out.count("┃ strategy ┃") == 1
     last = text[text.rindex("running jobs") :]
-    assert "6000/6000" in last
+    assert f"{jobs}/{jobs}" in last
     assert "strategy" not in last
     assert "waiting" not in last
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import anyio
 import fastapi
 import pytest
-from support import IN_THREADS, Always, check_balanced, job, python, router
+from support import IN_THREADS, Always, check_balanced, job, python, router, run_pytest
 
 from helixnb import BlockingRouter, Router, RouterStateError, Status, Strategy
 
@@ -98,14 +98,10 @@ def all_have_closed():
 '''
 
 
-def run_pytest(directory: Path, code: str, *options: str) -> None:
-    """Run pytest anew, with warnings as errors, on tests that must all pass."""
-    (directory / "pytest.ini").touch()
+def check_fixtures(directory: Path, code: str, *options: str, **settings: Any) -> None:
+    """Run tests in a fresh interpreter, with warnings as errors; all must pass."""
     (directory / "test_fixtures.py").write_text(FIXTURES + code)
-    done = python(
-        *("-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", *options),
-        cwd=directory,
-    )
+    done = run_pytest(directory, *options, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert " passed" in last, done.stdout
@@ -143,7 +139,8 @@ def test_fixtures_of_pytest_asyncio(tmp_path: Path) -> None:
         "@pytest.mark.asyncio(loop_scope='{scope}')",
     )
     # Functions are no members of a class: pytest makes a class-scoped fixture for each then.
-    run_pytest(tmp_path, code, "-o", "asyncio_default_fixture_loop_scope=function")
+    option = "asyncio_default_fixture_loop_scope=function"
+    check_fixtures(tmp_path, code, "-o", option, plugins=("anyio", "asyncio"))
 
 
 @pytest.mark.slow
@@ -161,7 +158,7 @@ def test_fixtures_of_anyio(tmp_path: Path, backend: str, options: dict[str, Any]
         """
     )
     code += for_each_scope("@pytest.fixture(scope='{scope}')")
-    run_pytest(tmp_path, code, "-p", "no:asyncio")
+    check_fixtures(tmp_path, code)
 
 
 # -- aiohttp --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import python
+from support import python, run_pytest
 
 import helixnb
 import helixnb.testing
@@ -122,10 +122,7 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
         done = python("example.py", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return
-    (tmp_path / "pytest.ini").touch()  # whatever directory this is in, nothing else configures it
-    # Async tests here are anyio's; pytest-asyncio warns where it isn't configured.
-    options = ("-q", "--color=no", "-p", "no:cacheprovider", "-p", "no:asyncio")
-    done = python("-m", "pytest", *options, "example.py", cwd=tmp_path)
+    done = run_pytest(tmp_path, "example.py")
     assert done.returncode == 0, done.stdout + done.stderr
     # Nothing was skipped, and nothing warned of: the last line would say so.
     passed = re.fullmatch(r"(\d+) passed in .*", done.stdout.splitlines()[-1])

@@ -33,13 +33,13 @@ from helixnb import (
     kernel,
 )
 from helixnb.testing import Hold, Script, ScriptedBlockingRouter, ScriptedRouter, opened
-from helixnb_kernels import BUILT_IN, hash_mix, prime_count
+from helixnb_kernels import BUILT_IN, hash_mix, prime_count, reference
 
 pytestmark = pytest.mark.anyio
 
 COST = 10_000
 JOB = Job(id=7, kind="PrimeCount", compute_cost=COST, latency_budget_ms=50.0)
-PRIMES = prime_count(COST)
+PRIMES = reference.prime_count(COST)
 HASH_MIX = BUILT_IN[0]
 RUN_BY = [each for each in Strategy if each is not Strategy.DROP]
 
@@ -240,8 +240,9 @@ async def test_many_at_once(router: ScriptedRouter, script: Script, strategy: St
             assert outcome.decided is strategy
 
 
-@pytest.mark.parametrize("strategy", RUN_BY)
-@pytest.mark.parametrize("jobs", [40, 20_000])
+@pytest.mark.parametrize(
+    ("strategy", "jobs"), [*((each, 40) for each in RUN_BY), (Strategy.INLINE, 20_000)]
+)
 async def test_columns_of_two_kinds(
     router: ScriptedRouter, script: Script, strategy: Strategy, jobs: int
 ) -> None:

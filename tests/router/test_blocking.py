@@ -11,7 +11,19 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from support import LARGE, PICKY, Always, Gate, check_balanced, job, job_of, original, python
+from support import (
+    LARGE,
+    PICKY,
+    Always,
+    Gate,
+    check_balanced,
+    job,
+    job_of,
+    original,
+    python,
+    threads_in_use,
+    wait_until,
+)
 
 from helixnb import (
     BlockingRouter,
@@ -72,8 +84,8 @@ def test_the_originals_answers(backend: Any) -> None:
         assert [outcome.value for outcome in outcomes] == [row["answer"] for row in rows]
         many = r.submit_many([job_of(row) for row in rows])
         assert [outcome.value for outcome in many] == [row["answer"] for row in rows]
-        check_balanced(r.stats())
         assert r.stats().submitted == 120
+    check_balanced(r.stats())
     assert r.stats().state == "closed"
 
 
@@ -146,7 +158,7 @@ def test_a_body_that_raises_is_not_waited_for(backend: Any) -> None:
         tickets = [r.submit_soon(job(i, "Gate")) for i in range(3)]
         while not gate.ran:
             time.sleep(0.001)
-        threading.Timer(0.2, gate.open).start()
+        gate.open_once(lambda: r.stats().dropped == 2)
         raise ZeroDivisionError
     assert [ticket.wait().status for ticket in tickets] == ["completed", "dropped", "dropped"]
     check_balanced(r.stats())
@@ -176,8 +188,8 @@ def test_calls_that_wait_while_it_closes_have_their_outcomes(backend: Any) -> No
         while r.stats().dropped < 3:
             time.sleep(0.001)
         gate.open()
-        closing.result(10)
-        outcomes = [each.result(10) for each in waiting]
+        closing.result(30)
+        outcomes = [each.result(30) for each in waiting]
     statuses = sorted(outcome.status for outcome in outcomes)
     assert statuses == ["completed", "dropped", "dropped"]
     check_balanced(r.stats())
@@ -207,12 +219,12 @@ def test_opening_that_fails_says_so(backend: Any) -> None:
     def score(features: Any, weights: Any) -> Any:
         return features[0] * weights[0]
 
-    threads = threading.active_count()
+    threads = threads_in_use()
     with pytest.raises(KernelError, match="weights"):
         blocking(score, **backend).open()
     with pytest.raises(LookupError, match="nothing"):
         blocking(backend="nothing").open()
-    assert threading.active_count() == threads
+    wait_until(lambda: threads_in_use() <= threads)
 
 
 def test_a_policy_that_crashes_the_router(backend: Any) -> None:
@@ -321,16 +333,21 @@ def test_an_interrupt_cancels_the_call() -> None:
     done = python(
         "-c",
         """if True:
-        import os, signal, threading, time
+        import os, signal, threading
         from helixnb import BlockingRouter, RouterConfig
         # What a shell runs in the background ignores it, and so would this.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        goes_on = threading.Event()
+        def interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            goes_on.wait(20)
         with BlockingRouter(RouterConfig(cpu_parallelism=1)) as router:
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
-                router.run(time.sleep, 1.0, compute_cost=10**6)
+                router.run(interrupt, compute_cost=10**6)
             except KeyboardInterrupt:
-                print(router.stats().cancelled, router.run(len, "abc", compute_cost=1).value)
+                cancelled = router.stats().cancelled
+                goes_on.set()
+                print(cancelled, router.run(len, "abc", compute_cost=1).value)
         """,
     )
     assert done.returncode == 0, done.stderr

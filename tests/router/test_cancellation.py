@@ -26,7 +26,7 @@ async def test_cancelled_while_running(strategy: Strategy) -> None:
     """The caller leaves at once; the slot is free when the thread has ended, not before."""
     gate = Gate()
     async with router(gate.kernel, policy=Always(strategy)) as r:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(r.submit, job(1, "Gate"))
                 await gate.begun()
@@ -75,7 +75,7 @@ async def test_cancelled_while_a_batch_gathers() -> None:
         await anyio.wait_all_tasks_blocked()
         assert not first.done  # two jobs, not three: the batch still gathers
         third = r.submit_soon(job(4, "Gate"))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             values = [(await ticket.wait()).value for ticket in (first, second, third)]
     assert values == gate.ran == [1, 3, 4]
     check_balanced(r.stats())
@@ -180,9 +180,16 @@ async def test_cancelled_before_it_began() -> None:
 async def test_a_deadline_frees_the_caller_but_not_the_slot() -> None:
     """fail_after around submit works although the thread can't be stopped."""
     gate = Gate()
+
+    async def expire() -> None:
+        await gate.begun()
+        deadline.deadline = anyio.current_time()
+
     async with router(gate.kernel, policy=Always(Strategy.SPAWN), cpu_parallelism=1) as r:
-        with pytest.raises(TimeoutError), anyio.fail_after(0.02):
-            await r.submit(job(1, "Gate"))
+        async with anyio.create_task_group() as tasks:
+            with pytest.raises(TimeoutError), anyio.fail_after(30) as deadline:
+                tasks.start_soon(expire)
+                await r.submit(job(1, "Gate"))
         assert r.stats().cpu_busy == 1
         waiting = r.submit_soon(job(2, "Gate"))
         await anyio.wait_all_tasks_blocked()

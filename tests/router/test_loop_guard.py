@@ -194,7 +194,7 @@ async def test_a_surprise_holds_up_the_loop_once(
     submit: Submit, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A kind whose time hangs on a value: the next jobs run elsewhere, and it is said once."""
-    async with adaptive(steps) as r:
+    async with adaptive(steps, hop_us=1_000.0) as r:  # so that inline pays on a busy machine, too
         await learn(r)
         outcomes = []
         for _ in range(3):
@@ -473,7 +473,7 @@ async def test_a_cold_kind_that_is_refused_is_probed(reason: str, gate: threadin
     """Ahead of what waits; one at first, as many as it needs as soon as one has ended."""
 
     def hold(inputs: Any, compute_cost: int, job_id: int) -> int:
-        assert gate.wait(10)
+        assert gate.wait(30)
         return job_id
 
     holder = Kernel(name="Holder", solo=hold, work=lambda cost, inputs: 1.0, ns_per_work=1e9)
@@ -579,6 +579,6 @@ async def test_a_handler_that_raises_at_the_warning(way: str) -> None:
                 await (r.submit(surprise) if way == "submit" else r.submit_many([surprise]))
         finally:
             logging.getLogger("helixnb").removeHandler(handler)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await r.drain()
         check_balanced(r.stats())

@@ -181,7 +181,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 async def two_at_once(limit):
     meeting = threading.Barrier(2)
     def solve():
-        meeting.wait(10)
+        meeting.wait(30)
         return np.linalg.eigvalsh(np.eye(8))[0]
     async with Router(RouterConfig(cpu_parallelism=2), kernels=()) as router:
         limits = threadpool_limits(limit, "blas")  # of what is loaded by now

@@ -40,7 +40,7 @@ class Held:
     def __call__(self, name: str) -> int:
         self.events.append(f"{name} begins")
         self._begun.release()
-        if not self._go.acquire(timeout=60):
+        if not self._go.acquire(timeout=30):
             raise TimeoutError("nobody let the call go")
         self.events.append(f"{name} ends")
         return threading.get_ident()
@@ -51,7 +51,7 @@ class Held:
         self._go.release(calls)
 
     async def begun(self) -> None:
-        if not await anyio.to_thread.run_sync(self._begun.acquire, True, 60):
+        if not await anyio.to_thread.run_sync(self._begun.acquire, True, 30):
             raise TimeoutError("no call began")
 
 
