@@ -31,7 +31,11 @@ def _renew_lock() -> None:
 
 
 def jit(
-    signature: Any, *, parallel: bool = False, sources: tuple[Any, ...] = ()
+    signature: Any,
+    *,
+    parallel: bool = False,
+    boundscheck: bool | None = None,
+    sources: tuple[Any, ...] = (),
 ) -> Callable[[F], F]:
     """Mark a function for compilation with one explicit signature.
 
@@ -46,6 +50,8 @@ def jit(
     parallel
         Compile ``prange`` loops for several threads. Call such a form in
         `helixnb_kernels._threads.parallel_region` only.
+    boundscheck
+        Check indices; by default as Numba is set to.
     sources
         For a function from outside this package: functions and texts that its machine code comes
         from, itself included. They are digested when it is compiled, as Numba reads them then.
@@ -55,7 +61,10 @@ def jit(
         if config.DISABLE_JIT:
             arguments, _ = sigutils.normalize_signature(signature)
             return _interpreted(function, arguments)
-        return cast("F", Jitted(function, signature, parallel=parallel, sources=sources))
+        made = Jitted(
+            function, signature, parallel=parallel, boundscheck=boundscheck, sources=sources
+        )
+        return cast("F", made)
 
     return decorate
 
@@ -141,7 +150,7 @@ def _compile(function: Jitted) -> None:
         if isinstance(callee, Jitted) and callee.signature is not None:
             _compile(callee)
     dispatcher = function.dispatcher
-    _cache.attach(dispatcher, parallel=function.parallel, sources=function.sources)
+    _cache.attach(dispatcher, sources=function.sources)
     where = place(function.py_func)
     arguments, declared = sigutils.normalize_signature(function.signature)
     allow_compiling(dispatcher, True)
@@ -149,6 +158,7 @@ def _compile(function: Jitted) -> None:
         # Without the result type, which would turn a float into an integer in silence.
         dispatcher.compile(tuple(arguments))
     except Exception as error:  # not all of what Numba raises is a NumbaError
+        function.forget_dispatcher()  # another try is made of what there is then
         raise KernelError(f"Numba can't compile {where}: {error}") from error
     finally:
         allow_compiling(dispatcher, False)
