@@ -11,6 +11,7 @@ import numpy as np
 
 from helixnb_kernels._inputs import Array, as_array, as_vector
 from helixnb_kernels._types import DTYPES, Spec
+from helixnb_kernels._values import listed, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,8 +109,8 @@ def gather(
     return Columns(
         inputs=flat if spec.length is None else flat.reshape(len(inputs), spec.length),
         offsets=offsets_of([len(each) for each in inputs]),
-        compute_cost=np.array(costs, np.uint64),
-        job_id=np.array(ids, np.uint64),
+        compute_cost=as_vector(costs, DTYPES["uint64"], "costs"),
+        job_id=as_vector(ids, DTYPES["uint64"], "ids"),
         params=tuple(
             np.array([each[k] for each in params], param.dtype)
             for k, param in enumerate(param_specs)
@@ -153,21 +154,21 @@ def convert(
     flat = np.require(given, requirements=("C", "A"))
     flat = flat.reshape(-1) if spec.length is None else flat.reshape(jobs, spec.length)
     if params.keys() != param_specs.keys():
-        declared = ", ".join(param_specs) or "none"
-        raise ValueError(f"params must be {declared}, got {', '.join(params) or 'none'}")
+        raise ValueError(f"params must be {listed(param_specs)}, got {listed(params)}")
     columns = []
     for name, param in param_specs.items():
-        column = _column(as_array(params[name], param.dtype, f"params[{name!r}]"))
+        field = f"params[{shown(name)}]"
+        column = _column(as_array(params[name], param.dtype, field))
         if column.shape != (jobs,):
             raise ValueError(
-                f"params[{name!r}] must have one element a job, {jobs}, got shape {column.shape}"
+                f"{field} must have one element a job, {jobs}, got shape {column.shape}"
             )
         columns.append(column)
     return Columns(
         inputs=flat,
         offsets=offsets,
-        compute_cost=_column(compute_cost),
-        job_id=_column(job_id),
+        compute_cost=_column(as_vector(compute_cost, DTYPES["uint64"], "compute_cost")),
+        job_id=_column(as_vector(job_id, DTYPES["uint64"], "job_id", jobs)),
         params=tuple(columns),
     )
 

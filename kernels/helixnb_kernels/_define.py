@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from numba.core import config
 from numba.core.dispatcher import Dispatcher
 
 from helixnb_kernels._derive import Shape, both_forms, derive_batch, derive_solo
 from helixnb_kernels._errors import KernelError
 from helixnb_kernels._jit import jit, place
+from helixnb_kernels._jitted import Jitted
 from helixnb_kernels._kernel import Form, Kernel
 from helixnb_kernels._types import Spec
+from helixnb_kernels._values import shown
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 # What the derived forms use, and what `helixnb.UserKernel.job` takes beside params.
@@ -34,10 +37,56 @@ class DerivedKernel(Kernel):
 
     _default_work = staticmethod(_larger)
 
-    def __init__(self, shape: Shape, sources: tuple[Any, ...], **fields: Any) -> None:
-        super().__init__(**fields)
+    def __init__(
+        self,
+        scalar: types.FunctionType,
+        shape: Shape,
+        *,
+        boundscheck: bool | None = None,
+        **fields: Any,
+    ) -> None:
         self._shape = shape
-        self._sources = sources
+        self._boundscheck = self._declared_boundscheck = boundscheck
+        # The source texts are this package's part of what is compiled.
+        sources = (scalar, str(shape.batch_signature), shape.solo_source(), shape.batch_source())
+        compiled = jit(shape.scalar_signature, boundscheck=boundscheck, sources=sources)(scalar)
+        self._sources = (compiled, *sources)  # its options are a part of what calls it
+        serial, parallel = derive_batch(compiled, shape, self._sources)
+        super().__init__(
+            solo=derive_solo(compiled, shape, self._sources),
+            serial=serial,
+            parallel=parallel,
+            needs=(compiled,),
+            **fields,
+        )
+        self._functions = (scalar,)
+
+    def _declared(self) -> tuple[str, ...]:
+        return (repr(self._declared_boundscheck),)
+
+    def check_bounds(self) -> None:
+        """Check indices from now on, unless `boundscheck` was declared, or it is compiled already.
+
+        It is what ``helixnb.testing`` does with a kernel.
+        """
+        scalar = self.needs[0]
+        if self._boundscheck is not None or not isinstance(scalar, Jitted) or scalar.warm:
+            return
+        self._boundscheck = True
+        scalar.boundscheck = True
+        scalar.forget_dispatcher()
+        if len(self._functions) > 1:
+            self._use_batch(self._functions[1], parallel=False)
+
+    def _use_batch(self, batch: Form, *, parallel: bool) -> None:
+        """Take a hand-written batch form."""
+        self._functions = (self._functions[0], batch)
+        self.serial, self.parallel = both_forms(
+            batch, self._shape, (batch, *self._sources), boundscheck=self._boundscheck
+        )
+        # Numba loses what is raised in a parallel loop, and the jobs after it.
+        if not parallel or self._boundscheck or config.BOUNDSCHECK:
+            self.parallel = None
 
     def batch(self, *, parallel: bool = True) -> Callable[[Form], Form]:
         """Replace the derived batch form by a hand-written one; a decorator.
@@ -50,7 +99,8 @@ class DerivedKernel(Kernel):
         ----------
         parallel
             Compile it for several threads too, where its ``prange`` loop over ``len(parts) - 1``
-            spreads the parts; otherwise a batch runs on one.
+            spreads the parts; otherwise a batch runs on one, as it does where indices are checked:
+            Numba loses what is raised in a parallel loop.
 
         Raises
         ------
@@ -67,10 +117,8 @@ class DerivedKernel(Kernel):
                     f"{place(plain)} must take ({', '.join(expected)}), but takes "
                     f"({', '.join(given)})"
                 )
-            sources = (plain, *self._sources)
-            self.serial, self.parallel = both_forms(plain, self._shape, sources)
-            if not parallel:
-                self.parallel = None
+            self._use_batch(plain, parallel=parallel)
+            self._digest = None
             return function
 
         return replace
@@ -85,6 +133,7 @@ def kernel(
     work: Callable[[int, int], float] | None = None,
     ns_per_work: float | None = None,
     name: str | None = None,
+    boundscheck: bool | None = None,
     kernel_class: type[DerivedKernel] = DerivedKernel,
 ) -> Callable[[Callable[..., Any]], DerivedKernel]:
     """Make a kernel of a function that computes one job.
@@ -113,6 +162,11 @@ def kernel(
         and its time is not declared: the first jobs of the kind run in threads, to be timed.
     name
         The kind of its jobs; the function's name by default.
+    boundscheck
+        Check indices: one out of range is an ``IndexError`` of its job then, where it otherwise
+        reads or writes what lies there. By default as Numba is set to: not at all, or everywhere
+        with ``NUMBA_BOUNDSCHECK=1``. Jitted functions that the kernel calls have an option of
+        their own.
     kernel_class
         What to make of it.
 
@@ -123,6 +177,8 @@ def kernel(
     ValueError
         A declaration isn't one.
     """
+    if boundscheck is not None and not isinstance(boundscheck, bool):
+        raise ValueError(f"boundscheck must be True, False or None, got {shown(boundscheck)}")
 
     def decorate(function: Callable[..., Any]) -> DerivedKernel:
         scalar = _plain(function)
@@ -135,16 +191,11 @@ def kernel(
             {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()},
             {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()},
         )
-        sources = (scalar, str(shape.batch_signature), shape.solo_source(), shape.batch_source())
-        compiled = jit(shape.scalar_signature, sources=sources)(scalar)
-        serial, parallel = derive_batch(compiled, shape, sources)
         return kernel_class(
+            scalar,
             shape,
-            sources,
             name=scalar.__name__ if name is None else name,
-            solo=derive_solo(compiled, shape, sources),
-            serial=serial,
-            parallel=parallel,
+            boundscheck=boundscheck,
             inputs=inputs,
             returns=returns,
             arguments=arguments,
@@ -152,7 +203,6 @@ def kernel(
             shared=shared,
             work=work,
             ns_per_work=ns_per_work,
-            needs=(compiled,),
         )
 
     return decorate
@@ -169,7 +219,7 @@ def _plain(function: Any) -> types.FunctionType:
             )
         function = function.py_func
     if not isinstance(function, types.FunctionType):
-        raise KernelError(f"a kernel must be made of a plain function, got {function!r}")
+        raise KernelError(f"a kernel must be made of a plain function, got {shown(function)}")
     if function.__code__.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR):
         raise KernelError(f"{place(function)} must be a plain function, not async or a generator")
     return function

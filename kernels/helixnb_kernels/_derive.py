@@ -164,8 +164,15 @@ def derive_batch(
 
 
 def both_forms(
-    batch: Callable[..., Any], shape: Shape, sources: tuple[Any, ...]
+    batch: Callable[..., Any],
+    shape: Shape,
+    sources: tuple[Any, ...],
+    *,
+    boundscheck: bool | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return a batch form compiled for one thread, and for several."""
-    serial = jit(shape.batch_signature, sources=sources)(batch)
-    return serial, jit(shape.batch_signature, parallel=True, sources=sources)(batch)
+    serial, parallel = (
+        jit(shape.batch_signature, parallel=parallel, boundscheck=boundscheck, sources=sources)
+        for parallel in (False, True)
+    )
+    return serial(batch), parallel(batch)

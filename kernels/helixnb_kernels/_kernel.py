@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import functools
+import importlib
+import logging
+import pickle
+import secrets
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from helixnb_kernels._columns import Columns, convert, gather, join
 from helixnb_kernels._errors import KernelError
-from helixnb_kernels._inputs import Array, as_array, as_number, as_vector
+from helixnb_kernels._fingerprint import fingerprint
+from helixnb_kernels._inputs import (
+    FEW,
+    Array,
+    are_few,
+    as_array,
+    as_number,
+    as_vector,
+    effort,
+)
 from helixnb_kernels._jit import compiled, is_warm
 from helixnb_kernels._jitted import Jitted
+from helixnb_kernels._reads import Reads
 from helixnb_kernels._threads import parallel_is_safe, parallel_region
 from helixnb_kernels._types import Spec
+from helixnb_kernels._values import as_real, listed, shown
+
+logger = logging.getLogger("helixnb.kernels")
 
 Form = Callable[..., Any]
 
@@ -89,6 +109,11 @@ class Kernel:
 
     Attributes
     ----------
+    earlier_digests
+        What `digest` was for jobs that were made before a global was bound anew and the kernel
+        compiled.
+    has_reads
+        Whether the compiled code reads anything from outside that `change` looks at.
     declares_time
         Whether both `work` and `ns_per_work` were given: only then it is known beforehand what a
         job takes.
@@ -118,13 +143,16 @@ class Kernel:
         needs: tuple[Form, ...] = (),
     ) -> None:
         if not name or not isinstance(name, str):
-            raise ValueError(f"name must be a non-empty string, got {name!r}")
+            raise ValueError(f"name must be a non-empty string, got {shown(name)}")
         if serial is not None and returns is None:
             raise ValueError(f"kernel {name}: a batch form needs to declare what it returns")
         if parallel is not None and serial is None:
             raise ValueError(f"kernel {name}: a parallel form needs a serial form beside it")
-        if ns_per_work is not None and not ns_per_work > 0:
-            raise ValueError(f"kernel {name}: ns_per_work must be more than 0, got {ns_per_work}")
+        unit_ns = 1.0 if ns_per_work is None else as_real(ns_per_work)
+        if unit_ns is None or not unit_ns > 0:
+            raise ValueError(
+                f"kernel {name}: ns_per_work must be more than 0, got {shown(ns_per_work)}"
+            )
         self.name = name
         self.solo = solo
         self.serial = serial
@@ -133,21 +161,147 @@ class Kernel:
         self.needs = needs
         self.declares_time = work is not None and ns_per_work is not None
         self.work = self._default_work if work is None else work
-        self._ns_per_work = 1.0 if ns_per_work is None else ns_per_work
+        self._ns_per_work = unit_ns
         self._inputs = Spec.vector(inputs, "inputs")
         self._returns = None if returns is None else Spec.result(returns, "returns")
         self._params = {key: Spec.number(text, f"params[{key!r}]") for key, text in params.items()}
         self._shared = {key: Spec.array(text, f"shared[{key!r}]") for key, text in shared.items()}
+        self._functions: tuple[Form, ...] = tuple(
+            each for each in (*needs, solo, serial, parallel) if each is not None
+        )
+        self._token = secrets.token_hex(12)
+        self._digest: str | None = None
+        self.earlier_digests: tuple[str, ...] = ()
+        self._reads: Reads | None = None
+        self.has_reads = False
+        self._compiling = 0
+        self._numbers = [
+            (key, spec.dtype, f"params[{shown(key)}]") for key, spec in self._params.items()
+        ]
         self._bound: tuple[Array, ...] = ()
         self._binding = threading.Lock()
         given = ("compute_cost", "job_id", *self._params, *self._shared)
         if unknown := set(arguments) - set(given):
             raise ValueError(f"kernel {name}: arguments must be among {given}, got {unknown}")
         self._order = tuple(given.index(each) for each in arguments)
-        self._plain = arguments == ("compute_cost", "job_id")
+        # Compiled code gives plain numbers, and what is undeclared may be anything.
+        self._returns_itself = arguments == ("compute_cost", "job_id") and (
+            self._returns is None or (self.is_compiled and not self._returns.ndim)
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {self._inputs} -> {self._returns}>"
+
+    # -- What it is ---------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """What tells this kernel from any other of its name.
+
+        It comes from the code, all that it reads and the declarations, so that a module that is
+        loaded again, in this process or in another one of the same Python version, gives the same.
+        Where the code reads what can't be digested, no other kernel has the same.
+        """
+        if self._digest is None:
+            self._digest = self._look().digest or self._token
+        return self._digest
+
+    def _look(self) -> Reads:
+        declared = [str(self), str(self._ns_per_work), *self._declared(), *self.arguments]
+        for name, spec in (*self._params.items(), *self._shared.items()):
+            declared += [name, str(spec)]
+        return Reads(*self._functions, *declared, fingerprint(self.work))
+
+    def _declared(self) -> tuple[str, ...]:
+        """Return what else tells kernels apart."""
+        return ()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Note what the compiled code will have read from outside; `warm_up` compiles in this.
+
+        Raises
+        ------
+        KernelError
+            Some of that has changed since, or meanwhile.
+        """
+        if not self.is_compiled:  # plain Python reads what there is
+            yield
+            return
+        reads = None if self._is_fixed() else self._look()
+        with self._binding:
+            self._compiling += 1
+            fixed = reads is None or self._is_fixed(others=1)
+            if reads is not None and not fixed:
+                self._reads, self.has_reads = reads, bool(reads)
+                before, self._digest = self._digest, reads.digest or self._token
+                if before not in (None, self._digest):  # jobs were made already
+                    self.earlier_digests = (*self.earlier_digests, str(before))
+        try:
+            if fixed:
+                self.check_reads()
+            else:
+                self._warn_of_writeable()
+            yield
+            self.check_reads()
+        finally:
+            with self._binding:
+                self._compiling -= 1
+
+    def _is_fixed(self, *, others: int = 0) -> bool:
+        """Tell whether compiled code may have read its globals already."""
+        if self._reads is None:
+            return False
+        return self._compiling > others or any(map(is_warm, self.forms(parallel=False)))
+
+    def _warn_of_writeable(self) -> None:
+        for name in self._reads.writeable if self._reads is not None else ():
+            with contextlib.suppress(Exception):  # an application's own handler may raise
+                logger.warning(
+                    "kernel %s reads the global array %s, which can be written to, but compiled "
+                    "code keeps its values: declare it in shared=, or set its flags.writeable to "
+                    "False",
+                    self.name,
+                    name,
+                )
+
+    def change(self, *, whole: bool = False) -> str | None:
+        """Say which global has changed since it was compiled in, None if none is known to have.
+
+        Parameters
+        ----------
+        whole
+            Look at all of each array, rather than at a part of one now and then.
+        """
+        if self._reads is None:
+            return None
+        change = self._reads.change(whole=whole)
+        return change and f"{change}, which compiled code may not see: declare it in shared="
+
+    def blame(self, error: KernelError) -> KernelError:
+        """Return the error to raise for one of compiling: of what Numba takes pages to refuse."""
+        for name, value in self._reads.collections if self._reads is not None else ():
+            what = type(value).__name__ + (" of objects" if isinstance(value, np.ndarray) else "")
+            return KernelError(
+                f"kernel {self.name}: global {name!r} is a {what}, which can't be compiled in: "
+                "make it a tuple or a NumPy array of numbers, or declare it in shared="
+            )
+        return error
+
+    def check_reads(self, *, whole: bool = True) -> None:
+        """Raise a `KernelError` if a global has changed; see `change`."""
+        if change := self.change(whole=whole):
+            raise KernelError(f"kernel {self.name}: {change}, or make the kernel anew")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes by the name under which a module has it, as functions do."""
+        return _imported, _import_path(self)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     # -- What a job brings ----------------------------------------------------------------------
 
@@ -160,6 +314,16 @@ class Kernel:
             They don't fit; the message says which value, and what is allowed.
         """
         return as_vector(inputs, self._inputs.dtype, "inputs", self._inputs.length)
+
+    def takes_at_once(self, inputs: Any) -> bool:
+        """Tell whether `as_inputs` is short: no long list, and no object with code of its own."""
+        if type(inputs) is np.ndarray and inputs.size <= FEW:  # most often
+            return True
+        return effort(inputs, self._inputs.dtype) <= FEW
+
+    def joins_at_once(self, inputs: Sequence[Any]) -> bool:
+        """Tell the same of `join_inputs`."""
+        return are_few(inputs, self._inputs.dtype)
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -184,15 +348,20 @@ class Kernel:
         TypeError, ValueError
             One is missing, unknown, of a wrong type or out of range.
         """
-        if not self._params and not params:
+        if not self._numbers and not params:
             return ()
-        if params.keys() != self._params.keys():
-            declared = ", ".join(self._params) or "none"
-            raise ValueError(f"params must be {declared}, got {', '.join(params) or 'none'}")
-        return tuple(
-            as_number(params[name], spec.dtype, f"params[{name!r}]")
-            for name, spec in self._params.items()
-        )
+        try:
+            numbers = [
+                value
+                if type(value := params[name]) is float and dtype.kind == "f"
+                else as_number(value, dtype, field)
+                for name, dtype, field in self._numbers
+            ]
+        except KeyError:
+            numbers = None
+        if numbers is None or len(params) != len(numbers):
+            raise ValueError(f"params must be {listed(self._params)}, got {listed(params)}")
+        return tuple(numbers)
 
     def predict_ns(self, compute_cost: int, inputs: int) -> float:
         """Estimate how long a job takes solo, before anything was measured.
@@ -203,8 +372,11 @@ class Kernel:
             The kernel's `work` gave no number of steps.
         """
         steps = self.work(compute_cost, inputs)
-        if not steps >= 0:
-            raise ValueError(f"kernel {self.name}: work must be 0 or more, got {steps!r}")
+        if type(steps) is not float or not steps >= 0:
+            given = as_real(steps)
+            if given is None or not given >= 0:
+                raise ValueError(f"kernel {self.name}: work must be 0 or more, got {shown(steps)}")
+            steps = given
         return steps * self._ns_per_work
 
     # -- What all jobs share ----------------------------------------------------------------------
@@ -227,8 +399,7 @@ class Kernel:
         converted = {}
         for name, value in arrays.items():
             if name not in self._shared:
-                declared = ", ".join(self._shared) or "none"
-                raise ValueError(f"shared arrays are {declared}, got {name!r}")
+                raise ValueError(f"shared arrays are {listed(self._shared)}, got {shown(name)}")
             converted[name] = _as_shared(value, self._shared[name], name)
         with self._binding:
             bound = dict(zip(self._shared, self._bound, strict=True)) if self._bound else {}
@@ -248,7 +419,7 @@ class Kernel:
 
         `warm_up` comes first: a call before it is a ``TypeError``.
         """
-        if self._plain and (self._returns is None or not self._returns.ndim):
+        if self._returns_itself:
             return functools.partial(self.solo, inputs, compute_cost, job_id)
         return functools.partial(self._run_solo, inputs, (compute_cost, job_id, *params))
 
@@ -256,7 +427,9 @@ class Kernel:
         given = (*given, *self._bound)
         arguments = [given[i] for i in self._order]
         if self._returns is None or not self._returns.ndim:
-            return self.solo(inputs, *arguments)
+            value = self.solo(inputs, *arguments)
+            plain = self._returns is not None and isinstance(value, np.generic)
+            return value.item() if plain else value
         out = np.zeros(self._returns.length or 0, self._returns.dtype)
         self.solo(inputs, *arguments, out)
         return out
@@ -276,6 +449,11 @@ class Kernel:
         self.solo = compiled(self.solo)
         self.serial = None if self.serial is None else compiled(self.serial)
         self.parallel = None if self.parallel is None else compiled(self.parallel)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether nothing compiles any more but, maybe, the parallel form."""
+        return all(map(is_warm, self.forms(parallel=False)))
 
     @property
     def is_compiled(self) -> bool:
@@ -416,6 +594,35 @@ class Kernel:
                 f"kernel {self.name}: bind its shared arrays first: "
                 f"bind({', '.join(f'{name}=...' for name in self._shared)})"
             )
+
+
+def _import_path(kernel: Kernel) -> tuple[str, str]:
+    """Return a module, and the name that a kernel has in it."""
+    functions = [getattr(each, "py_func", each) for each in kernel._functions]  # noqa: SLF001
+    modules = dict.fromkeys(str(getattr(each, "__module__", None)) for each in functions)
+    for each in functions:  # as in the body of a class
+        module, path = str(getattr(each, "__module__", "")), getattr(each, "__qualname__", "")
+        with contextlib.suppress(AttributeError, KeyError):
+            if _is_same(functools.reduce(getattr, path.split("."), sys.modules[module]), kernel):
+                return module, path
+    # Where its functions are, most often; else wherever it was made of them.
+    for module in (*modules, *sys.modules):
+        for name, value in list(vars(sys.modules.get(module, builtins)).items()):
+            if _is_same(value, kernel):
+                return module, name
+    raise pickle.PicklingError(
+        f"kernel {kernel.name} can't be pickled: it travels by its name, and "
+        f"{' and '.join(modules)} has none for it at the top level"
+    )
+
+
+def _is_same(value: Any, kernel: Kernel) -> bool:
+    """Tell whether something is a kernel, or the twin of it that tests have."""
+    return isinstance(value, Kernel) and vars(value) is vars(kernel)
+
+
+def _imported(module: str, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
 
 
 def _as_shared(value: Any, spec: Spec, name: str) -> Array:

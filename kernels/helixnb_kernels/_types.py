@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from helixnb_kernels._values import shown
+
 DTYPES = {name: np.dtype(name) for name in ("uint64", "int64", "float64")}
 _ARRAY = re.compile(r"(\w+)\[(\d+|:(?:,:)*)\]")
 
@@ -50,7 +52,7 @@ class Spec:
                 return cls(DTYPES[name], ndim, length)
         raise ValueError(
             f"{field} must be one of {', '.join(DTYPES)}, or an array of it such as 'float64[:]' "
-            f"or 'float64[8]', got {text!r}"
+            f"or 'float64[8]', got {shown(text)}"
         )
 
     @classmethod
@@ -58,7 +60,7 @@ class Spec:
         """Read the declaration of a number."""
         spec = cls.parse(text, field)
         if spec.ndim:
-            raise ValueError(f"{field} must be a number, got {text!r}")
+            raise ValueError(f"{field} must be a number, got {shown(text)}")
         return spec
 
     @classmethod
@@ -66,7 +68,7 @@ class Spec:
         """Read the declaration of an array."""
         spec = cls.parse(text, field)
         if not spec.ndim:
-            raise ValueError(f"{field} must be an array, got {text!r}")
+            raise ValueError(f"{field} must be an array, got {shown(text)}")
         return spec
 
     @classmethod
@@ -74,7 +76,7 @@ class Spec:
         """Read the declaration of a one-dimensional array."""
         spec = cls.parse(text, field)
         if spec.ndim != 1:
-            raise ValueError(f"{field} must be a one-dimensional array, got {text!r}")
+            raise ValueError(f"{field} must be a one-dimensional array, got {shown(text)}")
         return spec
 
     @classmethod
@@ -82,7 +84,7 @@ class Spec:
         """Read the declaration of a number, or of an array of a fixed length."""
         spec = cls.parse(text, field)
         if spec.ndim and spec.length is None:
-            raise ValueError(f"{field} must be a number or have a fixed length, got {text!r}")
+            raise ValueError(f"{field} must be a number or have a fixed length, got {shown(text)}")
         return spec
 
     def __str__(self) -> str:

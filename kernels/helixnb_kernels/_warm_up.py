@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
+from helixnb_kernels._errors import KernelError
 from helixnb_kernels._jit import compile_once
 from helixnb_kernels._kernel import Kernel
 
@@ -43,20 +45,27 @@ def warm_up(
     ------
     KernelError
         A function can't be compiled, or returns another type than was declared, or shared arrays
-        aren't bound.
+        aren't bound; or a global that compiled code read has changed since.
     """
     kernels = list(kernels)
     for kernel in kernels:
         kernel.check_bound()
-    pending = [
-        (kernel.name, form) for kernel in kernels for form in kernel.forms(parallel=parallel)
-    ]
-    for done, (name, form) in enumerate(pending):
-        if stop is not None and stop():
-            return False
-        if progress is not None:
-            progress(done, len(pending), name)
-        compile_once(form)
+    with contextlib.ExitStack() as compiling:
+        for kernel in kernels:
+            compiling.enter_context(kernel.compiling())
+        pending = [(kernel, form) for kernel in kernels for form in kernel.forms(parallel=parallel)]
+        for done, (kernel, form) in enumerate(pending):
+            if stop is not None and stop():
+                return False
+            if progress is not None:
+                progress(done, len(pending), kernel.name)
+            try:
+                compile_once(form)
+            except KernelError as error:
+                better = kernel.blame(error)
+                if better is error:
+                    raise
+                raise better from error
     for kernel in kernels:
         kernel.use_compiled()
     if progress is not None:

@@ -193,12 +193,8 @@ def test_a_job_that_raises_leaks_nothing() -> None:
             ValueError,
             r"bias must be float64\[2\], got shape \(1,\)",
         ),
-        (
-            lambda: layer.bind(bias=[1j, 2]),
-            TypeError,
-            r"bias must have a real dtype .*, got complex",
-        ),
-        (lambda: layer.bind(bias=[True, False]), TypeError, r"bias must have a real dtype .*"),
+        (lambda: layer.bind(bias=[1j, 2]), TypeError, r"bias\[0\] must be a real .*, got 1j"),
+        (lambda: layer.bind(bias=[True, 2]), TypeError, r"bias\[0\] must be a real .*, got True"),
         (lambda: layer.bind(bias=np.ma.masked_array([1.0, 2.0])), TypeError, "not be masked"),
         (lambda: moment.as_inputs([np.longdouble("1e4000")]), ValueError, "fit a float64"),
         (lambda: layer.bind(b=[1.0]), ValueError, "shared arrays are weights, bias, got 'b'"),
@@ -347,7 +343,7 @@ def test_a_constant_result_of_the_declared_type() -> None:
     def always_one(inputs: Any) -> Any:
         return 1
 
-    warm_up([always_one])
+    warm_up([always_one], parallel=False)
     assert always_one.solo_call(always_one.as_inputs([]), 1, 1)() == 1
 
 
@@ -361,7 +357,7 @@ def test_a_call_before_warm_up_does_no_harm() -> None:
     row = half.as_inputs([2])
     with pytest.raises(TypeError, match="No matching definition"):
         half.solo_call(row, 6, 1)()
-    warm_up([half])
+    warm_up([half], parallel=False)
     for cost in (6, 2**64 - 1):
         assert half.solo_call(row, cost, 1)() == cost // 2
         assert half.run_batch([row], [cost], [1]).values == [cost // 2]
@@ -374,7 +370,7 @@ def test_a_result_of_several_numbers_starts_at_zero() -> None:
     def sparse(inputs: Any, out: Any) -> None:
         out[1] += inputs[0]
 
-    warm_up([sparse])
+    warm_up([sparse], parallel=False)
     row = sparse.as_inputs([5.0])
     for _ in range(20):
         assert sparse.solo_call(row, 1, 1)().tolist() == [0.0, 5.0, 0.0]
@@ -458,7 +454,7 @@ def test_defining_a_function_again_is_legal() -> None:
         def scale(inputs: Any) -> Any:
             return inputs[0] * factor
 
-        warm_up([scale])
+        warm_up([scale], parallel=False)
         return scale
 
     for factor in (2.0, 3.0):
@@ -482,8 +478,8 @@ def helper(x):
 def user(inputs):
     return helper(inputs[0]) * FACTOR
 
-warm_up([user])
-hits = [sum(form.stats.cache_hits.values()) for form in user.forms()]
+warm_up([user], parallel=False)
+hits = [sum(form.stats.cache_hits.values()) for form in user.forms(parallel=False)]
 row = user.as_inputs([1.0])
 values = user.solo_call(row, 1, 1)(), user.run_batch([row], [1], [1]).values[0]
 print(min(hits), *values)
