@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median, quantiles
@@ -174,7 +173,7 @@ def show_other_process(options: argparse.Namespace) -> None:
 
     def cells(seen: list[Shared]) -> tuple[str, ...]:
         row = sorted(seen, key=lambda each: each.in_budget)[(len(seen) - 1) // 2]
-        left = [cpus for cpus in row.cpu_left if not math.isinf(cpus)]
+        left = [cpus for cpus in row.cpu_left if cpus is not None]
         rates = [each.in_budget for each in seen]
         return (
             "yes" if row.burns else "no",

@@ -62,7 +62,7 @@ class Shared:
     in_budget: float
     in_budget_share: float
     dropped: dict[str, float]
-    cpu_left: list[float]
+    cpu_left: list[float | None]
 
 
 async def capacity(ns_per_cost: dict[str, float], seconds: float, seed: int) -> float:
@@ -101,7 +101,7 @@ async def beside(
     due_s = list(takewhile(lambda due: due < whole_s, poisson(rate, seed)))
     jobs = heavy_mix(len(due_s), seed, ns_per_cost)
     outcomes: dict[int, Outcome] = {}
-    cpu_left: list[float] = []
+    cpu_left: list[float | None] = []
 
     def note(outcome: Outcome) -> None:
         outcomes[outcome.job_id] = outcome

@@ -12,6 +12,7 @@ from helixnb._errors import (
     JobCancelled,
     JobDropped,
     JobError,
+    JobFailed,
     RouterStateError,
     UnknownKindError,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "JobColumns",
     "JobDropped",
     "JobError",
+    "JobFailed",
     "JobRecord",
     "Kernel",
     "KernelError",

@@ -220,7 +220,11 @@ class BlockingRouter:
 
     def submit_soon(self, job: Job) -> BlockingTicket:
         """Take a job in and return at once; see `Router.submit_soon`."""
-        return BlockingTicket(self._call(self._router.submit_soon, job), self._begin)
+
+        async def take() -> Ticket:
+            return self._router.submit_soon(await self._router._converted(job))  # noqa: SLF001  # of this package
+
+        return BlockingTicket(self._call(take), self._begin)
 
     def submit_many(self, jobs: JobColumns | Iterable[Job]) -> Outcomes:
         """Run jobs by the thousand, and wait for all outcomes; see `Router.submit_many`."""
@@ -253,7 +257,11 @@ class BlockingRouter:
 
     def explain(self, job: Job) -> Explanation:
         """Say what would be decided of a job now, and why; see `Router.explain`."""
-        explanation: Explanation = self._call(self._router.explain, job)
+
+        async def explain() -> Explanation:
+            return self._router.explain(await self._router._converted(job))  # noqa: SLF001  # of this package
+
+        explanation: Explanation = self._call(explain)
         return explanation
 
     def drain(self) -> None:
@@ -265,6 +273,13 @@ class BlockingRouter:
     def add_kernel(self, kernel: Kernel) -> None:
         """Compile a further kernel, then take jobs of its kind; see `Router.add_kernel`."""
         self._call(self._router.add_kernel, kernel)
+
+    def replace_kernel(self, kernel: Kernel) -> None:
+        """Compile a kernel, then let it take the place of that of its name.
+
+        See `Router.replace_kernel`.
+        """
+        self._call(self._router.replace_kernel, kernel)
 
     def reconfigure(self, /, **changes: Any) -> RouterConfig:
         """Change settings: all of them, or none; see `Router.reconfigure`."""

@@ -16,6 +16,7 @@ from helixnb._exec.lanes import CHUNK_NS
 from helixnb._records import Array, Job
 from helixnb.columns import JobBlock, JobColumns, blocks_of
 from helixnb_kernels import Columns, Kernel
+from helixnb_kernels._values import brief, listed, said_by, shown
 
 T = TypeVar("T")
 
@@ -32,17 +33,19 @@ SLICE = 64
 class Turns:
     """Lets the event loop turn about once a millisecond of work.
 
-    `in_thread` calls a function in a thread. None is for a router that is closed: it sends none,
-    and has little to do for each job.
+    `in_thread` calls a function in a thread, `converting` one that runs code of somebody else's.
+    None is for a router that is closed: it sends none, and has little to do for each job.
     """
 
     def __init__(
         self,
         clock: Callable[[], int],
         in_thread: Callable[[Callable[[], Any]], Awaitable[Any]] | None,
+        converting: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
     ) -> None:
         self._clock = clock
         self._in_thread = in_thread
+        self._converting = converting
         self._ends_ns = clock() + CHUNK_NS
 
     async def pass_on(self) -> None:
@@ -56,6 +59,13 @@ class Turns:
         if jobs < LARGE or self._in_thread is None:
             return function()
         result: T = await self._in_thread(function)
+        return result
+
+    async def convert(self, function: Callable[[], T], *, at_once: bool) -> T:
+        """Call what converts inputs: in a thread, unless that is short."""
+        if at_once or self._converting is None:
+            return function()
+        result: T = await self._converting(function)
         return result
 
 
@@ -126,35 +136,52 @@ async def checked_blocks(
         return [
             await _of_columns(block, kernels, costs, turns) for block in jobs.blocks
         ], jobs.order
+    held = dict(kernels)  # others may take their places meanwhile
+    models = {kind: costs.of_kernel(kind) for kind in held}
     known: list[Job] = []
     for i, job in enumerate(jobs):
         if i % SLICE == 0:
             await turns.pass_on()
-        kernel_of(job, kernels)
+        kernel_of(job, held)
         known.append(job)
     parts, order = blocks_of(known)
     return [
-        await _of_jobs(kernels[kind], part, costs, turns) for kind, part in parts.items()
+        await _of_jobs(held[kind], models[kind], part, turns) for kind, part in parts.items()
     ], order
 
 
 def kernel_of(job: Job | JobBlock, kernels: Mapping[str, Kernel]) -> Kernel:
-    """Return the kernel of a job, or of jobs in columns; raises if there is none."""
+    """Return the kernel of a job, or of jobs in columns.
+
+    Raises
+    ------
+    JobError
+        There is none, it isn't the one that the job was made by, or it can't see a change of what
+        it was compiled with.
+    """
     if not isinstance(job, (Job, JobBlock)):
-        raise TypeError(f"job must be a helixnb.Job, got {job!r}")
+        raise TypeError(f"job must be a helixnb.Job, got {shown(job)}")
     kernel = kernels.get(job.kind)
     if kernel is None:
         raise UnknownKindError(
-            f"kind must be one of {', '.join(kernels) or 'none'}, got {job.kind!r}: "
+            f"kind must be one of {listed(kernels)}, got {shown(job.kind)}: "
             "a router has the kernels that it was given"
         )
+    digest = job.kernel_digest
+    if digest is not None and digest != kernel.digest and digest not in kernel.earlier_digests:
+        raise JobError(
+            f"kind {job.kind!r}: the job was made by another kernel of that name than the "
+            "router's: make it anew, or await router.replace_kernel(...) first"
+        )
+    if kernel.has_reads and (change := kernel.change()):
+        raise JobError(f"kind {job.kind!r}: {change}, or await router.replace_kernel(...)")
     return kernel
 
 
 async def _of_columns(
     block: JobBlock, kernels: Mapping[str, Kernel], costs: CostModel, turns: Turns
 ) -> Block:
-    kernel = kernel_of(block, kernels)
+    kernel, model = kernel_of(block, kernels), costs.of_kernel(block.kind)
     convert = functools.partial(
         kernel.as_columns,
         block.inputs,
@@ -164,27 +191,29 @@ async def _of_columns(
         block.params,
     )
     try:
-        columns = await turns.call(convert, len(block))
-    except (TypeError, ValueError) as error:
-        raise JobError(f"kind {kernel.name}: {error}") from error
+        columns = await turns.call(convert, max(len(block), block.inputs.size // LONG))
+    except Exception as error:  # it may be code of an object's own
+        raise JobError(f"kind {brief(kernel.name)}: {said_by(error)}") from error
     return await _block(
-        kernel, columns, block.scaling_potential, block.latency_budget_ms, costs, turns
+        kernel, model, columns, block.scaling_potential, block.latency_budget_ms, turns
     )
 
 
-async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], costs: CostModel, turns: Turns) -> Block:
+async def _of_jobs(kernel: Kernel, model: KindModel, jobs: Sequence[Job], turns: Turns) -> Block:
     flat: list[Array] = []
     lengths: list[int] = []
     params: list[tuple[int | float, ...]] = []
     for start in range(0, len(jobs), SLICE):
         some = jobs[start : start + SLICE]
+        given = [job.inputs for job in some]
+        join = functools.partial(kernel.join_inputs, given)
         try:
-            joined, own_lengths = kernel.join_inputs([job.inputs for job in some])
+            joined, own_lengths = await turns.convert(join, at_once=kernel.joins_at_once(given))
             params += [kernel.as_params(job.params) for job in some]
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # it may be code of an object's own
             for job in some:
-                _blame(kernel, job)
-            raise JobError(f"kind {kernel.name}: {error}") from error
+                await _blame(kernel, job, turns)
+            raise JobError(f"kind {brief(kernel.name)}: {said_by(error)}") from error
         flat.append(joined)
         lengths += own_lengths
         await turns.pass_on()
@@ -202,31 +231,36 @@ async def _of_jobs(kernel: Kernel, jobs: Sequence[Job], costs: CostModel, turns:
     columns = await turns.call(convert, max(len(jobs), sum(lengths) // LONG))
     return await _block(
         kernel,
+        model,
         columns,
         np.array([job.scaling_potential for job in jobs]),
         np.array([job.latency_budget_ms for job in jobs], np.float64),  # None becomes NaN
-        costs,
         turns,
     )
 
 
-def _blame(kernel: Kernel, job: Job) -> None:
+async def _blame(kernel: Kernel, job: Job, turns: Turns) -> None:
     try:
-        kernel.as_inputs(job.inputs)
+        convert = functools.partial(kernel.as_inputs, job.inputs)
+        await turns.convert(convert, at_once=kernel.takes_at_once(job.inputs))
         kernel.as_params(job.params)
-    except (TypeError, ValueError) as error:
-        raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
+    except Exception as error:
+        raise job_error(job.id, job.kind, error) from error
+
+
+def job_error(job_id: int, kind: str, error: BaseException) -> JobError:
+    """Return what says of a job that it can't be, and why."""
+    return JobError(f"job {job_id} of kind {brief(kind)}: {said_by(error)}")
 
 
 async def _block(
     kernel: Kernel,
+    model: KindModel,
     columns: Columns,
     scaling_potential: Array,
     latency_budget_ms: Array,
-    costs: CostModel,
     turns: Turns,
 ) -> Block:
-    model = costs.of_kernel(kernel.name)
     work = await _work(kernel, columns, turns)
     return Block(
         kernel=kernel,
@@ -254,6 +288,6 @@ async def _work(kernel: Kernel, columns: Columns, turns: Turns) -> Array:
                 done += 1
         except Exception as error:  # it is code of the kernel's author
             job_id = columns.job_id[done]
-            raise JobError(f"job {job_id} of kind {kernel.name}: {error}") from error
+            raise job_error(job_id, kernel.name, error) from error
         await turns.pass_on()
     return work

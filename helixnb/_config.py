@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from helixnb._errors import ConfigError
+from helixnb_kernels._values import as_integer, as_real, listed, shown
 
 
 def available_cpus() -> int:
@@ -170,7 +171,7 @@ class RouterConfig:
         for name in ("heed_other_cpu_use", "trace_jobs"):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise ConfigError(f"{name} must be True or False, got {value!r}")
+                raise ConfigError(f"{name} must be True or False, got {shown(value)}")
         if self.backpressure_busy_threshold is not None:
             _check_integer(self, "backpressure_busy_threshold", 1)
             if self.backpressure_busy_threshold > self.cpu_parallelism:
@@ -184,10 +185,10 @@ class RouterConfig:
                 f"inline_max_cost must be at most spawn_max_cost ({self.spawn_max_cost}), "
                 f"got {self.inline_max_cost}"
             )
-        if self.parallel_kernels not in ("auto", "never"):
-            raise ConfigError(
-                f"parallel_kernels must be 'auto' or 'never', got {self.parallel_kernels!r}"
-            )
+        parallel: Any = self.parallel_kernels
+        if not isinstance(parallel, str) or parallel not in ("auto", "never"):
+            raise ConfigError(f"parallel_kernels must be 'auto' or 'never', got {shown(parallel)}")
+        object.__setattr__(self, "parallel_kernels", str.__str__(parallel))
 
     @property
     def busy_threshold(self) -> int:
@@ -217,21 +218,28 @@ class RouterConfig:
         names = [each.name for each in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
-                raise ConfigError(f"no setting is named {name!r}; there are {', '.join(names)}")
+                raise ConfigError(f"no setting is named {shown(name)}; there are {listed(names)}")
         return dataclasses.replace(self, **changes)
 
 
 def _check_integer(config: RouterConfig, name: str, least: int) -> None:
-    value = getattr(config, name)
-    if type(value) is not int:
-        raise ConfigError(f"{name} must be an integer, got {value!r}")
+    given = getattr(config, name)
+    value = as_integer(given)
+    if value is None:
+        raise ConfigError(f"{name} must be an integer, got {shown(given)}")
     if not least <= value < 2**64:
-        raise ConfigError(f"{name} must be at least {least} and below 2**64, got {value}")
+        raise ConfigError(f"{name} must be at least {least} and below 2**64, got {shown(value)}")
+    object.__setattr__(config, name, value)
 
 
 def _check_number(config: RouterConfig, name: str, most: float, least: float = 0) -> None:
-    value = getattr(config, name)
-    if type(value) not in (int, float):
-        raise ConfigError(f"{name} must be a number, got {value!r}")
+    given = getattr(config, name)
+    try:
+        value = as_real(given)
+    except OverflowError:
+        value = math.inf
+    if value is None:
+        raise ConfigError(f"{name} must be a number, got {shown(given)}")
     if not least <= value <= most:  # false for NaN
-        raise ConfigError(f"{name} must lie in {least:g} .. {most:g}, got {value}")
+        raise ConfigError(f"{name} must lie in {least:g} .. {most:g}, got {shown(given)}")
+    object.__setattr__(config, name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from helixnb._log import SafeLogger
 from helixnb._observe.pressure import Pressure
 from helixnb._observe.routing_log import is_logging
 from helixnb._records import Decision, Estimate, Job, Load, make_load
+from helixnb_kernels._values import shown
 
 logger = SafeLogger("helixnb")
 
@@ -53,6 +55,13 @@ class Explanation:
     p95_ms: float
     latency_budget_ms: float | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as plain dicts, numbers and strings, fit for JSON.
+
+        What isn't known, and so is infinite for a policy, is None.
+        """
+        return _without_infinities(dataclasses.asdict(self))
+
     def __str__(self) -> str:
         budget = self.latency_budget_ms
         retry_s = self.decision.retry_after_s
@@ -66,6 +75,16 @@ class Explanation:
         )
 
 
+def _without_infinities(record: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            plain[name] = _without_infinities(value)
+        else:
+            plain[name] = None if isinstance(value, float) and math.isinf(value) else value
+    return plain
+
+
 def checked_decision(decision: Any, policy: Policy) -> Decision:
     """Return what a policy gave, if it is a decision.
 
@@ -76,7 +95,7 @@ def checked_decision(decision: Any, policy: Policy) -> Decision:
     """
     if isinstance(decision, Decision):
         return decision
-    given = f"{decision!r:.80}"
+    given = shown(decision)
     if inspect.iscoroutine(decision):
         decision.close()  # or Python would warn that nobody awaited it
     raise TypeError(f"{type(policy).__name__}.decide must return a Decision, got {given}")

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from helixnb_kernels._values import one_line
+
 
 class HelixError(Exception):
     """Base of all errors of this package, except `KernelError`."""
 
 
-class ConfigError(HelixError, ValueError):
+class _InputError(HelixError, ValueError):
+    """Whatever its message is made of, it is one line of at most 200 characters."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
+
+
+class ConfigError(_InputError):
     """A configuration that can't be: names the field, the value and what is allowed."""
 
 
-class JobError(HelixError, ValueError):
+class JobError(_InputError):
     """A job that can't be: names the field, the value and what is allowed. Nothing ran."""
 
 
@@ -43,6 +52,13 @@ class JobDropped(HelixError):
     def __str__(self) -> str:
         hint = "" if self.retry_after_s is None else f"; retry after {self.retry_after_s:.3g} s"
         return f"job dropped: {self.reason}{hint}"
+
+
+class JobFailed(HelixError):
+    """What a job raised in another process, where the error itself couldn't travel from there.
+
+    Its text is that of the error, after the name of its class.
+    """
 
 
 class JobCancelled(HelixError):

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from helixnb._blocks import kernel_of
+from helixnb._blocks import job_error, kernel_of
 from helixnb._core.estimate import CostModel, KindModel
 from helixnb._core.lifecycle import Entry, Ledger, TurnEntry
 from helixnb._core.policy import wait_ns_of
@@ -26,19 +26,23 @@ from helixnb._core.rules import (
     REFUSALS,
 )
 from helixnb._decider import Decider, Explanation
-from helixnb._errors import JobError, RouterStateError
+from helixnb._errors import RouterStateError
 from helixnb._exec.inline import InlineLane, LoopWatch, run_on_loop
 from helixnb._exec.lanes import CHUNK_NS, BatchLane, PoolLane, QueueLane, Settings, TurnLane
 from helixnb._exec.slots import Slots
 from helixnb._exec.workers import Workers
 from helixnb._observe.routing_log import log_route
-from helixnb._records import Estimate, Job, Load, Outcome, Status, Strategy
+from helixnb._records import Decision, Estimate, Job, Load, Outcome, Status, Strategy
 from helixnb_kernels import Kernel
 from helixnb_kernels._launches import launch_turn, must_take_turns
 from helixnb_kernels._threads import launches_are_fatal
+from helixnb_kernels._values import shown
 
 if TYPE_CHECKING:  # OpenTelemetry is imported when a router opens
     from helixnb._observe.tracing import Tracing
+
+EXPIRED = Decision(Strategy.DROP, "expired")
+"""Of a job whose inputs took longer to convert than it has."""
 
 SUBMIT_NS = 10_000
 """About what a submit takes of the event loop besides the kernel."""
@@ -61,7 +65,7 @@ def entry_of(job: Job, kernel: Kernel, costs: CostModel, arrived_ns: int) -> Ent
         params = kernel.as_params(job.params)
         work = kernel.predict_ns(job.compute_cost, len(inputs))
     except Exception as error:  # the last runs code of the kernel's author
-        raise JobError(f"job {job.id} of kind {job.kind}: {error}") from error
+        raise job_error(job.id, job.kind, error) from error
     model = costs.of_kernel(job.kind)
     predicted_ns = model.predict_ns(work, work)
     return Entry(job, arrived_ns, kernel, inputs, params, predicted_ns, work=work, model=model)
@@ -76,7 +80,7 @@ def entry_of_call(
 ) -> Entry:
     """Return a call ready to be entered; `fields` are a job's, with the kind None for its name."""
     if not callable(function):
-        raise TypeError(f"function must be callable, got {function!r}")
+        raise TypeError(f"function must be callable, got {shown(function)}")
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -84,7 +88,7 @@ def entry_of_call(
         raise TypeError(f"function must not be a kernel: submit {inner.name}.job(...) instead")
     for each in (inner, type(inner).__call__):
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            raise TypeError(f"function must not be a coroutine function, got {function!r}")
+            raise TypeError(f"function must not be a coroutine function, got {shown(function)}")
     key = fields["kind"]
     if key is None:
         fields["kind"] = getattr(inner, "__qualname__", type(inner).__qualname__)
@@ -93,9 +97,9 @@ def entry_of_call(
     takes_turns = must_take_turns(function, args)
     if takes_turns and launches_are_fatal():
         raise RouterStateError(
-            f"function must not launch Numba's threads here, which would end the process: it was "
-            f"forked after the OpenMP layer had started, got {function!r}; install helixnb[tbb], "
-            "or start workers by spawn"
+            "function must not launch Numba's threads here, which would end the process: it was "
+            f"forked after the OpenMP layer had started, got {shown(function)}; install "
+            "helixnb[tbb], or start workers by spawn"
         )
     model = costs.of_callable(key)
     work = float(job.compute_cost)
@@ -115,7 +119,7 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     value = function(*args)
     if inspect.iscoroutine(value):  # from a lambda, say, which can't be told beforehand
         value.close()
-        raise TypeError(f"{function!r} returned a coroutine, which nobody would await")
+        raise TypeError(f"{shown(function)} returned a coroutine, which nobody would await")
     return value
 
 
@@ -160,8 +164,10 @@ class Intake:
         slots: Slots,
         workers: Workers,
         tracing: Tracing,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
     ) -> None:
         self._tracing = tracing
+        self._in_thread = in_thread
         self._settings = settings
         self._decider = decider
         self._ledger = ledger
@@ -177,12 +183,18 @@ class Intake:
         workers.add(self._pool)
         self._turns: TurnLane | None = None
         self._batches: dict[str, BatchLane] = {}
+        self._replaced: list[BatchLane] = []
 
     def add_batches(self, kernel: Kernel, model: KindModel) -> None:
-        """Make the lane for batches of a kernel."""
+        """Make the lane for batches of a kernel; one that it replaces ends its jobs."""
         lane = BatchLane(self._backlog, self._ledger, self._slots, kernel, model, self._settings)
         self._workers.add(lane)
+        if kernel.name in self._batches:
+            self._replaced.append(self._batches[kernel.name])
         self._batches[kernel.name] = lane
+        for each in [each for each in self._replaced if not each.queue]:
+            self._workers.remove(each)
+            self._replaced.remove(each)
 
     def enter(self, entry: Entry, *, soon: bool = False) -> None:
         """Decide, enter the job in the books, and put it where it runs.
@@ -310,16 +322,42 @@ class Intake:
         self, job: Job, kernels: Mapping[str, Kernel], costs: CostModel, arrived_ns: int
     ) -> Outcome:
         """Bring a job to its outcome for a caller who waits."""
-        kernel = kernel_of(job, kernels)
         if self._has_had_turn():
             await self._give_way()
+        kernel = kernel_of(job, kernels)
         if self._decider.refuses(job) and self._settings.is_open:
             excess_s = self._decider.excess_lag_s(self._clock())
             if excess_s > 0:
                 return self._ledger.refuse(job, arrived_ns, DECISIONS[DROP_LOOP], excess_s)
+        given, known = job, None
+        while kernel is not known:
+            job, known = given, kernel
+            if not known.takes_at_once(given.inputs):
+                with anyio.move_on_after(self._left_s(given, arrived_ns)) as scope:
+                    job = await self.converted(given, known)
+                if scope.cancelled_caught:
+                    return self._ledger.refuse(given, arrived_ns, EXPIRED, None)
+                kernel = kernel_of(given, kernels)  # another one may have taken its place
         entry = entry_of(job, kernel, costs, arrived_ns)
         self._begin(entry)
         return await self._wait(entry) if entry.outcome is None else entry.outcome
+
+    async def converted(self, job: Job, kernel: Kernel) -> Job:
+        """Return a job with its inputs as its kernel takes them, from a thread if that is long."""
+        # A router that is closed sends no thread: as it is, the job will be dropped.
+        if kernel.takes_at_once(job.inputs) or not self._settings.is_open:
+            return job
+        convert = functools.partial(kernel.as_inputs, job.inputs)
+        try:
+            return dataclasses.replace(job, inputs=await self._in_thread(convert))
+        except Exception as error:  # it may be code of an object's own
+            raise job_error(job.id, job.kind, error) from error
+
+    def _left_s(self, job: Job, arrived_ns: int) -> float:
+        """Return how many seconds of a job's budget are left; infinite without one."""
+        if job.latency_budget_ms is None or not self._settings.is_adaptive:
+            return math.inf
+        return job.latency_budget_ms / 1e3 - (self._clock() - arrived_ns) / 1e9
 
     async def run(self, entry: Entry) -> Outcome:
         """Bring a call to its outcome for a caller who waits."""

@@ -12,6 +12,7 @@ import helixnb_kernels
 from helixnb._errors import JobError
 from helixnb._records import Job
 from helixnb_kernels import DerivedKernel, warm_up
+from helixnb_kernels._values import brief, said_by
 
 P = ParamSpec("P")
 Function = Callable[..., Any]
@@ -51,13 +52,17 @@ class UserKernel(DerivedKernel):
         TypeError, ValueError
             `inputs` or `params` don't fit.
         KernelError
-            The kernel can't be compiled, or its shared arrays aren't bound.
+            The kernel can't be compiled, its shared arrays aren't bound, or a global that it reads
+            has changed since it was compiled.
         BaseException
             Whatever the kernel raises.
         """
-        job = self.job(inputs, id=id, compute_cost=compute_cost, **params)
         vector, numbers = self.as_inputs(inputs), self.as_params(params)
-        warm_up([self], parallel=False)
+        job = self.job(vector, id=id, compute_cost=compute_cost, **params)
+        if self.is_warm:
+            self.check_reads(whole=False)
+        else:
+            warm_up([self], parallel=False)
         return self.solo_call(vector, job.compute_cost, job.id, numbers)()
 
     def job(
@@ -70,7 +75,7 @@ class UserKernel(DerivedKernel):
         latency_budget_ms: float | None = None,
         **params: Any,
     ) -> Job:
-        """Make a job of this kind.
+        """Make a job of this kind; its inputs are converted here, by whoever calls this.
 
         Parameters
         ----------
@@ -86,14 +91,19 @@ class UserKernel(DerivedKernel):
         Raises
         ------
         JobError
-            A field can't be, or `compute_cost` is left out although the kernel computes with it.
+            A field can't be, `inputs` or `params` don't fit, or `compute_cost` is left out
+            although the kernel computes with it.
         """
+        try:
+            inputs = self.as_inputs(inputs)
+            if params or self._params:
+                params = dict(zip(self._params, self.as_params(params), strict=True))
+            if compute_cost is None and "compute_cost" not in self.arguments:
+                compute_cost = max(1, math.ceil(self.work(0, len(inputs))))
+        except Exception as error:  # the last runs code of the kernel's author
+            raise JobError(f"kernel {brief(self.name)}: {said_by(error)}") from error
         if compute_cost is None:
-            if "compute_cost" in self.arguments:
-                raise JobError(
-                    f"kernel {self.name} computes with compute_cost, so it must be given"
-                )
-            compute_cost = max(1, math.ceil(self.work(0, len(inputs))))
+            raise JobError(f"kernel {self.name} computes with compute_cost, so it must be given")
         return Job(
             id=next(self._ids) if id is None else id,
             kind=self.name,
@@ -102,6 +112,7 @@ class UserKernel(DerivedKernel):
             scaling_potential=scaling_potential,
             latency_budget_ms=latency_budget_ms,
             params=params,
+            kernel_digest=self._digest or self.digest,
         )
 
 

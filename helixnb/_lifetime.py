@@ -24,6 +24,10 @@ NOWHERE = object()
 """Stands for the event loop of a router that takes no jobs, which never runs."""
 
 
+MOST_CONVERTING = 40
+"""How many threads convert inputs at once: they compute, or wait for a file."""
+
+
 class Lifetime:
     """The life of a router: new, opening, open, closing, closed; or crashed.
 
@@ -91,6 +95,7 @@ class Lifetime:
         self._idle, self._leaving, self._closed = anyio.Event(), anyio.Event(), anyio.Event()
         self._opening, self._draining = anyio.CancelScope(), anyio.CancelScope()
         self._one = anyio.CapacityLimiter(1)
+        self._converting = anyio.CapacityLimiter(MOST_CONVERTING)
         self._ledger.on_idle = self._idle_now
         self.tasks = Detached(self._fail, self._shut, self._end)
         self.tasks.start(self._live)
@@ -172,6 +177,33 @@ class Lifetime:
         return await self.aside(
             lambda: anyio.to_thread.run_sync(call, limiter=limiter), on_cancelled
         )
+
+    async def abandonable(self, function: Callable[[], T]) -> T:
+        """Return what a function returns that runs code of somebody else's, from a thread.
+
+        Nobody waits for it when the caller is cancelled: the thread goes on, unheard.
+
+        Raises
+        ------
+        Exception
+            Whatever it raises, as a RuntimeError if that isn't for a thread, as a SystemExit.
+        """
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            mark_inside(self.tasks)
+            try:
+                results.append(function())
+            except BaseException as error:
+                errors.append(error)
+
+        await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._converting)
+        if not errors:
+            return results[0]
+        if isinstance(errors[0], Exception):
+            raise errors[0]
+        raise RuntimeError(f"{type(errors[0]).__name__}: {errors[0]}") from errors[0]
 
     async def until_stopped(self, function: Callable[[Callable[[], bool]], object]) -> None:
         """Call what takes seconds in a thread, with a function that tells whether it should stop.

@@ -78,6 +78,7 @@ class Many:
         workers: Workers,
         tracing: Tracing,
         in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        converting: Callable[[Callable[[], Any]], Awaitable[Any]],
         watch: LoopWatch,
     ) -> None:
         self._tracing = tracing
@@ -90,6 +91,7 @@ class Many:
         self._workers = workers
         self._clock = ledger.clock
         self._in_thread = in_thread
+        self._converting = converting
         # Paces are relative to predictions, and those of a cold kind may be off by any factor.
         self._paces: defaultdict[tuple[Kernel, bool], Pace] = defaultdict(Pace)
 
@@ -111,7 +113,9 @@ class Many:
         trace: CallSpan | None,
     ) -> Outcomes:
         await anyio.lowlevel.checkpoint()  # even if every job will be dropped
-        turns = Turns(self._clock, self._in_thread if self._settings.is_open else None)
+        turns = Turns(self._clock, None)
+        if self._settings.is_open:
+            turns = Turns(self._clock, self._in_thread, self._converting)
         blocks, order = await checked_blocks(jobs, kernels, self._costs, turns)
         settled = anyio.Event()
 
@@ -148,6 +152,11 @@ class Many:
             self._workers.remove(lane)
             lane.abandon()
         return Outcomes(map(BlockOutcomes, books), order)
+
+    def forget(self, kernel: Kernel) -> None:
+        """Forget how fast a kernel's jobs were, when another one has taken its place."""
+        for cold in (False, True):
+            self._paces.pop((kernel, cold), None)
 
     def enter(self, books: list[Rows], plan: _Plan) -> ColumnLane:
         """Count all jobs in, and let threads take them."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-import numbers
+import pickle
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,9 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from helixnb._errors import JobCancelled, JobDropped, JobError
+from helixnb._errors import JobCancelled, JobDropped, JobError, JobFailed
+from helixnb_kernels._values import as_integer, as_real, shown
 
 UINT64_MAX = 2**64 - 1
+_BUDGET = "a number of milliseconds >= 0, or None"
 # Spelt out, since numpy.typing takes half a millisecond to import.
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,9 +74,9 @@ class Job:
     kind
         The name of a kernel of the router.
     inputs
-        A one-dimensional sequence or array of the numbers that the kernel takes; for the built-in
-        kernels, integers in 0 .. 2**64-1. A contiguous array of the kernel's dtype isn't copied:
-        leave it alone until the outcome is there.
+        A one-dimensional sequence of the numbers that the kernel takes, or what NumPy can see as
+        such an array; for the built-in kernels, integers in 0 .. 2**64-1. A contiguous array of the
+        kernel's dtype isn't copied: leave it alone until the outcome is there.
     compute_cost
         0 .. 2**64-1, in the unit of the kernel (see the kernels); what a policy compares.
     scaling_potential
@@ -81,6 +86,9 @@ class Job:
         0 is legal, and can't be met.
     params
         Numbers by name, for kernels that declare some.
+    kernel_digest
+        `Kernel.digest` of the only kernel that may answer, or None for the one that has the name
+        `kind`; set by ``kernel.job(...)``.
 
     Raises
     ------
@@ -96,41 +104,56 @@ class Job:
     scaling_potential: float = 0.0
     latency_budget_ms: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    kernel_digest: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("id", "compute_cost"):
-            value = getattr(self, name)
-            if type(value) is not int:
-                if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                    raise JobError(f"{name} must be an integer in 0 .. 2**64-1, got {value!r}")
-                value = int(value)
-                object.__setattr__(self, name, value)
-            if not 0 <= value <= UINT64_MAX:
-                raise JobError(f"{name} must lie in 0 .. 2**64-1, got {value}")
-        if not isinstance(self.kind, str):
-            raise JobError(f"kind must be the name of a kernel, got {self.kind!r}")
-        scaling = _as_float("scaling_potential", self.scaling_potential, "a number in 0 .. 1")
+        if type(self.id) is not int or not 0 <= self.id <= UINT64_MAX:
+            object.__setattr__(self, "id", _as_uint64("id", self.id))
+        cost = self.compute_cost
+        if type(cost) is not int or not 0 <= cost <= UINT64_MAX:
+            object.__setattr__(self, "compute_cost", _as_uint64("compute_cost", cost))
+        if type(self.kind) is not str:
+            if not isinstance(self.kind, str):
+                raise JobError(f"kind must be the name of a kernel, got {shown(self.kind)}")
+            object.__setattr__(self, "kind", str.__str__(self.kind))
+        scaling = self.scaling_potential
+        if type(scaling) is not float:
+            scaling = _as_float("scaling_potential", scaling, "a number in 0 .. 1")
+            object.__setattr__(self, "scaling_potential", scaling)
         if not 0.0 <= scaling <= 1.0:  # false for NaN
             raise JobError(f"scaling_potential must lie in 0 .. 1, got {scaling}")
-        object.__setattr__(self, "scaling_potential", scaling)
-        if self.latency_budget_ms is not None:
-            allowed = "a number of milliseconds >= 0, or None"
-            budget = _as_float("latency_budget_ms", self.latency_budget_ms, allowed)
+        budget = self.latency_budget_ms
+        if budget is not None:
+            if type(budget) is not float:
+                budget = _as_float("latency_budget_ms", budget, _BUDGET)
+                object.__setattr__(self, "latency_budget_ms", budget)
             if not 0.0 <= budget < math.inf:
-                raise JobError(f"latency_budget_ms must be {allowed}, got {budget}")
-        if not isinstance(self.params, Mapping):
-            raise JobError(f"params must be a mapping of names to numbers, got {self.params!r}")
+                raise JobError(f"latency_budget_ms must be {_BUDGET}, got {budget}")
+        if self.kernel_digest is not None and type(self.kernel_digest) is not str:
+            given = shown(self.kernel_digest)
+            raise JobError(f"kernel_digest must be Kernel.digest, or None, got {given}")
+        if type(self.params) is not dict and not isinstance(self.params, Mapping):
+            given = shown(self.params)
+            raise JobError(f"params must be a mapping of names to numbers, got {given}")
+
+
+def _as_uint64(name: str, value: Any) -> int:
+    number = as_integer(value)
+    if number is None:
+        raise JobError(f"{name} must be an integer in 0 .. 2**64-1, got {shown(value)}")
+    if not 0 <= number <= UINT64_MAX:
+        raise JobError(f"{name} must lie in 0 .. 2**64-1, got {shown(number)}")
+    return number
 
 
 def _as_float(name: str, value: Any, allowed: str, error: type[Exception] = JobError) -> float:
-    if type(value) is float:
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise error(f"{name} must be {allowed}, got {value!r:.80}")
     try:
-        return float(value)
+        number = as_real(value)
     except OverflowError:
-        raise error(f"{name} must be {allowed}, got {value}") from None
+        number = None
+    if number is None:
+        raise error(f"{name} must be {allowed}, got {shown(value)}")
+    return number
 
 
 def _strategy_of(value: Any) -> Strategy:
@@ -138,7 +161,7 @@ def _strategy_of(value: Any) -> Strategy:
         return Strategy(value)
     except ValueError:
         raise ValueError(
-            f"{value!r:.80} is not a valid Strategy: must be one of {', '.join(Strategy)}"
+            f"{shown(value)} is not a valid Strategy: must be one of {', '.join(Strategy)}"
         ) from None
 
 
@@ -238,7 +261,7 @@ class Decision:
         if type(self.strategy) is not Strategy:  # a policy's plain "inline" is legal
             object.__setattr__(self, "strategy", _strategy_of(self.strategy))
         if type(self.reason) is not str:
-            raise TypeError(f"reason must be a string, got {self.reason!r:.80}")
+            raise TypeError(f"reason must be a string, got {shown(self.reason)}")
         retry_after_s = self.retry_after_s
         if retry_after_s is not None:
             allowed = "a number of seconds >= 0, or None"
@@ -289,6 +312,24 @@ class Outcome:
     _value: Any = field(default=None, repr=False)
     _traceback: TracebackType | None = field(default=None, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes; where an error was raised is a note of it then.
+
+        An error that can't travel is a `JobFailed` there.
+        """
+        error = None if self.error is None else portable_error(self.error, self._traceback)
+        return make_outcome, self._made_of(self._value, error)
+
+    def __copy__(self) -> Outcome:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Outcome:
+        return make_outcome(*self._made_of(copy.deepcopy(self._value, memo), self.error))
+
+    def _made_of(self, value: Any, error: BaseException | None) -> tuple[Any, ...]:
+        fields = tuple(getattr(self, name) for name in _PLAIN_FIELDS)
+        return (*fields, value, error, self.retry_after_s)
+
     @property
     def value(self) -> Any:
         """The answer.
@@ -321,6 +362,28 @@ class Outcome:
         return self.status is Status.COMPLETED and (
             self.latency_budget_ms is None or self.latency_ms <= self.latency_budget_ms
         )
+
+
+_PLAIN_FIELDS = (
+    *("job_id", "kind", "status", "decided", "strategy", "reason"),
+    *("latency_ms", "latency_budget_ms"),
+)
+
+
+def portable_error(error: BaseException, trace: TracebackType | None = None) -> BaseException:
+    """Return a copy of an error as it arrives in another process, with its traceback as a note."""
+    copied: Any = None
+    # Its class may be local, take more than it keeps, or have code of its own that exits.
+    with contextlib.suppress(Exception, SystemExit):
+        copied = pickle.loads(pickle.dumps(error))  # noqa: S301  # of what is ours
+    if type(copied) is not type(error):
+        copied = JobFailed("".join(traceback.format_exception_only(error)).strip())
+    trace = error.__traceback__ if trace is None else trace
+    if trace is not None:
+        note = "".join(["Traceback in the job:\n", *traceback.format_tb(trace)]).rstrip()
+        BaseException.add_note(copied, note)
+    travelled: BaseException = copied
+    return travelled
 
 
 class _Draft:

@@ -47,6 +47,7 @@ from helixnb_kernels import (
     threading_layer,
     warm_up,
 )
+from helixnb_kernels._values import as_integer, listed, shown
 
 if TYPE_CHECKING:  # what isn't needed before a router opens is imported then
     from opentelemetry.metrics import MeterProvider
@@ -120,7 +121,7 @@ class Router:
     ) -> None:
         self._config = RouterConfig() if config is None else config
         if not isinstance(self._config, RouterConfig):
-            raise TypeError(f"config must be a RouterConfig, got {config!r}")
+            raise TypeError(f"config must be a RouterConfig, got {shown(config)}")
         self._policy = AdaptivePolicy() if policy is None else policy
         _check_policy("policy", self._policy)
         self._is_adaptive = bool(getattr(self._policy, "adaptive", False))
@@ -237,7 +238,14 @@ class Router:
             self._ledger.counts,
         )
         self._intake = Intake(
-            self, self._decider, self._ledger, self._backlog, self._slots, self._workers, tracing
+            self,
+            self._decider,
+            self._ledger,
+            self._backlog,
+            self._slots,
+            self._workers,
+            tracing,
+            self._lifetime.abandonable,
         )
         self._many = Many(
             self,
@@ -248,6 +256,7 @@ class Router:
             self._workers,
             tracing,
             self._lifetime.in_thread,
+            self._lifetime.abandonable,
             self._intake.watch,
         )
         for kernel in self._kernels.values():
@@ -380,6 +389,30 @@ class Router:
         self._kernels[kernel.name] = kernel
         self._add_batches(kernel)
 
+    async def replace_kernel(self, kernel: Kernel) -> None:
+        """Compile a kernel in a worker thread, then let it take the place of that of its name.
+
+        Jobs that were submitted before end on the old one, later ones run on the new one, of which
+        nothing is known yet: it is learnt from the start. Jobs that were made by the old one
+        (``old.job(...)``) are refused from then on.
+
+        Raises
+        ------
+        KernelError
+            The router has no kernel of that name, or this one can't be compiled.
+        RouterStateError
+            The router isn't open.
+        """
+        self._check_takes_kernels()
+        self._check_held(kernel)
+        await self._warm_up([kernel], None)
+        self._check_takes_kernels()
+        old = self._kernels[kernel.name]
+        self._kernels[kernel.name] = kernel
+        self._costs.forget(kernel.name)
+        self._many.forget(old)
+        self._add_batches(kernel)
+
     def _add_batches(self, kernel: Kernel) -> None:
         model = self._costs.of_kernel(
             kernel.name, batches=kernel.serial is not None, declares_time=kernel.declares_time
@@ -392,11 +425,19 @@ class Router:
             raise RouterStateError(f"the router is {self.state} and takes no kernels")
 
     def _check_new(self, kernel: Kernel) -> None:
-        if not isinstance(kernel, Kernel):
-            raise TypeError(f"a kernel must be a helixnb_kernels.Kernel, got {kernel!r}")
+        _check_kernel(kernel)
         if kernel.name in self._kernels:
             raise KernelError(
-                f"kernel names must be unique in a router, got a second {kernel.name!r}"
+                f"kernel names must be unique in a router, got a second {shown(kernel.name)}: "
+                "await router.replace_kernel(...) for one that shall take its place"
+            )
+
+    def _check_held(self, kernel: Kernel) -> None:
+        _check_kernel(kernel)
+        if kernel.name not in self._kernels:
+            raise KernelError(
+                f"a kernel to replace must be one of {listed(self._kernels)}, got "
+                f"{shown(kernel.name)}: await router.add_kernel(...) for a new one"
             )
 
     async def _warm_up(self, kernels: list[Kernel], progress: Progress | None) -> None:
@@ -419,7 +460,8 @@ class Router:
         """Run a job by the strategy that fits it now, and wait for its outcome.
 
         If the caller is cancelled, so is the job: a queued one never runs, a running one ends in
-        its thread, unheard. An inline job runs inside this call.
+        its thread, unheard. An inline job runs inside this call. Inputs that may take long to
+        convert are converted in a thread first, which counts as the job's latency.
 
         Raises
         ------
@@ -434,8 +476,16 @@ class Router:
         self._pressure.note_use(now_ns)
         return await self._intake.submit(job, self._kernels, self._costs, now_ns)
 
+    async def _converted(self, job: Job) -> Job:
+        """Return a job that `submit_soon` and `explain` take without holding up the event loop."""
+        self._lifetime.check_open()
+        return await self._intake.converted(job, kernel_of(job, self._kernels))
+
     def submit_soon(self, job: Job) -> Ticket:
         """Take a job in and return at once; no kernel runs inside this call.
+
+        Inputs are converted inside it: make a job whose inputs are a long list, or an object of
+        another library, by `UserKernel.job` in a thread, or `submit` it.
 
         The job belongs to the router: it goes on if the caller is cancelled. A plain-Python
         kernel sees the caller's context variables, unless it runs in a batch.
@@ -563,7 +613,7 @@ class Router:
             parallel_launches=self._workers.parallel_launches if self._is_set_up else 0,
             threading_layer=threading_layer(),
             loop_lag_ms=self._pressure.lag_ms(self._clock()) if self._is_set_up else 0.0,
-            cpu_left=self._cpu_left,
+            cpu_left=None if math.isinf(self._cpu_left) else self._cpu_left,
             hop_us=self.hop_us,
         )
 
@@ -588,13 +638,14 @@ class Router:
         Raises
         ------
         ValueError
-            `capacity` is less than 1.
+            `capacity` isn't an integer, or less than 1.
         """
         from helixnb._observe.watch import Watch
 
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, got {capacity}")
-        return Watch(self._ledger, capacity)
+        records = as_integer(capacity)
+        if records is None or records < 1:
+            raise ValueError(f"capacity must be at least 1, got {shown(capacity)}")
+        return Watch(self._ledger, records)
 
 
 def _told_while_it_listens(progress: Progress) -> Progress:
@@ -614,15 +665,20 @@ def _told_while_it_listens(progress: Progress) -> Progress:
     return tell
 
 
+def _check_kernel(kernel: Any) -> None:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"a kernel must be a helixnb_kernels.Kernel, got {shown(kernel)}")
+
+
 def _check_policy(name: str, policy: Any) -> None:
     decide = getattr(policy, "decide", None)
     if not callable(decide):
-        raise TypeError(f"{name} must have a method decide, got {policy!r}")
+        raise TypeError(f"{name} must have a method decide, got {shown(policy)}")
     try:
         inspect.signature(decide).bind(None, None, None, None)
     except TypeError:
         raise TypeError(
-            f"{name}.decide must take job, load, config and estimate, got {policy!r}"
+            f"{name}.decide must take job, load, config and estimate, got {shown(policy)}"
         ) from None
     except ValueError:  # a callable without a signature
         pass
@@ -630,4 +686,4 @@ def _check_policy(name: str, policy: Any) -> None:
 
 def _check_provider(name: str, provider: Any, method: str) -> None:
     if provider is not None and not callable(getattr(provider, method, None)):
-        raise TypeError(f"{name} must have a method {method}, got {provider!r}")
+        raise TypeError(f"{name} must have a method {method}, got {shown(provider)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +12,20 @@ import numpy as np
 
 from helixnb._core.rows import Rows
 from helixnb._errors import JobError
-from helixnb._records import Array, Job, Outcome, Status, Strategy, make_outcome
-from helixnb_kernels._inputs import as_vector
+from helixnb._records import (
+    Array,
+    Job,
+    Outcome,
+    Status,
+    Strategy,
+    make_outcome,
+    portable_error,
+)
+from helixnb_kernels import Kernel
+from helixnb_kernels._inputs import as_column, as_column_of, as_numbers, as_vector
+from helixnb_kernels._values import brief, listed, said_by, shown
 
+_UINT64, _INT64, _FLOAT64 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.float64)
 _STATUSES = tuple(Status)
 _STRATEGIES = tuple(Strategy)
 
@@ -27,10 +39,11 @@ class JobBlock:
     Parameters
     ----------
     kind
-        The name of a kernel of the router.
+        The name of a kernel of the router; or the kernel itself, which alone may answer then.
     inputs
-        Two dimensions, a row a job, without `offsets`; or one dimension, all inputs one after the
-        other, with `offsets`. The kernel's dtype; integers are checked, not wrapped.
+        Two dimensions, a row a job, without `offsets`, as an array, a list of rows or a table; or
+        one dimension, all inputs one after the other, with `offsets`. The kernel's dtype; integers
+        are checked, not wrapped.
     offsets
         int64, one more than there are jobs: the inputs of job i are
         ``inputs[offsets[i]:offsets[i + 1]]``.
@@ -54,7 +67,7 @@ class JobBlock:
 
     def __init__(
         self,
-        kind: str,
+        kind: str | Kernel,
         inputs: Any,
         *,
         offsets: Any = None,
@@ -64,39 +77,67 @@ class JobBlock:
         id: Any = None,  # noqa: A002  # the field's name
         params: Mapping[str, Any] | None = None,
     ) -> None:
+        self.kernel_digest: str | None = None
+        if isinstance(kind, Kernel):
+            self.kernel_digest, kind = kind.digest, kind.name
         if not isinstance(kind, str):
-            raise JobError(f"kind must be the name of a kernel, got {kind!r}")
-        self.kind = kind
-        self.inputs = self._array("inputs", inputs)
-        if offsets is None and self.inputs.ndim != 2:
+            raise JobError(f"kind must be the name of a kernel, got {shown(kind)}")
+        if params is not None and not isinstance(params, Mapping):
             raise JobError(
-                f"inputs must have two dimensions, a row a job, or come with offsets; got shape "
-                f"{self.inputs.shape}"
+                f"{brief(kind)}: params must be a mapping of names to columns, got {shown(params)}"
             )
-        if offsets is not None and self.inputs.ndim != 1:
-            raise JobError(
-                f"inputs must have one dimension beside offsets, got shape {self.inputs.shape}"
-            )
-        self.offsets = None if offsets is None else self._array("offsets", offsets)
-        jobs = len(self.inputs) if self.offsets is None else max(len(self.offsets) - 1, 0)
-        self.compute_cost = self._integers("compute_cost", compute_cost, jobs)
-        self.id = np.arange(jobs, dtype=np.uint64) if id is None else self._integers("id", id, jobs)
-        self.scaling_potential = self._floats("scaling_potential", scaling_potential, jobs)
-        wrong = ~((self.scaling_potential >= 0) & (self.scaling_potential <= 1))
-        self._refuse("scaling_potential", self.scaling_potential, wrong, "lie in 0 .. 1")
+        self.kind = str.__str__(kind)
+        try:
+            self._take(inputs, offsets, compute_cost, scaling_potential, latency_budget_ms, id)
+            self.params = {
+                name: as_column(values, f"params[{shown(name)}]", len(self))
+                for name, values in (params or {}).items()
+            }
+        except Exception as error:  # it may be code of an object's own
+            raise JobError(f"{brief(kind)}: {said_by(error)}") from error
+
+    def _take(
+        self,
+        inputs: Any,
+        offsets: Any,
+        compute_cost: Any,
+        scaling_potential: Any,
+        latency_budget_ms: Any,
+        job_id: Any,
+    ) -> None:
+        self.inputs = as_numbers(inputs, "inputs")
+        shape = self.inputs.shape
+        if offsets is None:
+            if len(shape) != 2:
+                raise ValueError(
+                    "inputs must have two dimensions, a row a job, or come with offsets; "
+                    f"got shape {shape}"
+                )
+            self.offsets = None
+            jobs = len(self.inputs)
+        else:
+            if len(shape) != 1:
+                raise ValueError(
+                    f"inputs must have one dimension beside offsets, got shape {shape}"
+                )
+            self.offsets = as_vector(offsets, _INT64, "offsets")
+            jobs = max(len(self.offsets) - 1, 0)
+        self.compute_cost = as_column_of(compute_cost, _UINT64, "compute_cost", jobs)
+        self.id = (
+            np.arange(jobs, dtype=np.uint64)
+            if job_id is None
+            else as_column_of(job_id, _UINT64, "id", jobs)
+        )
+        scaling = as_column_of(scaling_potential, _FLOAT64, "scaling_potential", jobs)
+        wrong = ~((scaling >= 0) & (scaling <= 1))
+        _refuse("scaling_potential", scaling, wrong, "lie in 0 .. 1")
+        self.scaling_potential = scaling
         if latency_budget_ms is None:
             latency_budget_ms = math.nan
-        self.latency_budget_ms = self._floats("latency_budget_ms", latency_budget_ms, jobs)
-        wrong = (self.latency_budget_ms < 0) | (self.latency_budget_ms == math.inf)
-        self._refuse(
-            "latency_budget_ms", self.latency_budget_ms, wrong, "be >= 0 and finite, or NaN"
-        )
-        if params is not None and not isinstance(params, Mapping):
-            raise JobError(f"{kind}: params must be a mapping of names to columns, got {params!r}")
-        self.params = {}
-        for name, values in (params or {}).items():
-            column = self._array(f"params[{name!r}]", values)
-            self.params[name] = np.full(jobs, column) if column.ndim == 0 else column
+        budgets = as_column_of(latency_budget_ms, _FLOAT64, "latency_budget_ms", jobs)
+        wrong = (budgets < 0) | (budgets == math.inf)
+        _refuse("latency_budget_ms", budgets, wrong, "be >= 0 and finite, or NaN")
+        self.latency_budget_ms = budgets
 
     def __len__(self) -> int:
         return len(self.compute_cost)
@@ -104,50 +145,11 @@ class JobBlock:
     def __repr__(self) -> str:
         return f"<JobBlock {self.kind}: {len(self)} jobs>"
 
-    def _array(self, name: str, values: Any) -> Array:
-        if isinstance(values, np.ma.MaskedArray):
-            raise JobError(
-                f"{self.kind}: {name} must not be masked: fill it, or compress it, first"
-            )
-        array = np.asarray(values)
-        if array.size == 0 and not isinstance(values, np.ndarray):
-            return array.astype(np.int64)  # nothing has no dtype of its own
-        return array
 
-    def _integers(self, name: str, values: Any, jobs: int) -> Array:
-        if isinstance(values, (list, tuple)):  # of which NumPy would make floats above 2**63
-            try:
-                column = as_vector(values, np.dtype(np.uint64), name)
-            except (TypeError, ValueError) as error:
-                raise JobError(f"{self.kind}: {error}") from error
-        else:
-            column = self._array(name, values)
-        if column.dtype.kind not in "ui":
-            raise JobError(f"{self.kind}: {name} must have an integer dtype, got {column.dtype}")
-        if column.dtype.kind == "i":
-            self._refuse(name, column, column < 0, "lie in 0 .. 2**64-1")
-        return self._shaped(name, column, np.uint64, jobs)
-
-    def _floats(self, name: str, values: Any, jobs: int) -> Array:
-        column = self._array(name, values)
-        if column.dtype.kind not in "uif":
-            raise JobError(f"{self.kind}: {name} must have a real dtype, got {column.dtype}")
-        return self._shaped(name, column, np.float64, jobs)
-
-    def _shaped(self, name: str, column: Array, dtype: Any, jobs: int) -> Array:
-        if column.ndim == 0:
-            return np.full(jobs, column, dtype)
-        if column.shape != (jobs,):
-            raise JobError(
-                f"{self.kind}: {name} must have one element a job, {jobs}, got shape {column.shape}"
-            )
-        return np.ascontiguousarray(column, dtype)
-
-    def _refuse(self, name: str, column: Array, wrong: Array, allowed: str) -> None:
-        if wrong.any():
-            at = f"[{int(np.flatnonzero(wrong)[0])}]" if wrong.ndim else ""
-            value = column[wrong][0] if wrong.ndim else column
-            raise JobError(f"{self.kind}: {name}{at} must {allowed}, got {value}")
+def _refuse(name: str, column: Array, wrong: Array, allowed: str) -> None:
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{name}[{at}] must {allowed}, got {column[at]}")
 
 
 class JobColumns:
@@ -168,21 +170,26 @@ class JobColumns:
     """
 
     def __init__(self, blocks: Iterable[JobBlock], order: Any = None) -> None:
+        if isinstance(blocks, JobBlock) or not isinstance(blocks, Iterable):
+            raise JobError(f"blocks must be a list of JobBlock, got {shown(blocks)}")
         self.blocks = tuple(blocks)
         for block in self.blocks:
             if not isinstance(block, JobBlock):
-                raise JobError(f"blocks must be of JobBlock, got {block!r}")
+                raise JobError(f"blocks must be of JobBlock, got {shown(block)}")
         kinds = [block.kind for block in self.blocks]
         if len(set(kinds)) != len(kinds):
-            raise JobError(f"there must be one block a kind, got {', '.join(kinds)}")
+            raise JobError(f"there must be one block a kind, got {listed(kinds)}")
         jobs = sum(map(len, self.blocks))
         self.order: Array | None = None
         if order is not None:
-            self.order = np.array(order) if len(order) else np.empty(0, np.int64)
-            named = self.order.dtype.kind in "ui" and self.order.shape == (jobs,)
-            if not named or (np.sort(self.order) != np.arange(jobs)).any():
-                raise JobError(f"order must name each of {jobs} jobs once, got {self.order!r}")
-            self.order = self.order.astype(np.int64, copy=False)
+            try:
+                self.order = as_vector(order, _INT64, "order", jobs).copy()
+            except Exception as error:  # as above
+                raise JobError(
+                    f"order must name each of {jobs} jobs once: {said_by(error)}"
+                ) from error
+            if (np.sort(self.order) != np.arange(jobs)).any():
+                raise JobError(f"order must name each of {jobs} jobs once, got {shown(order)}")
 
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
@@ -226,6 +233,22 @@ class BlockOutcomes:
         self.latency_ms = rows.latency_ns / 1e6
         self.errors: Mapping[int, BaseException] = rows.errors
         self._retry_after_s = rows.retry_after_s
+
+    def __copy__(self) -> BlockOutcomes:
+        return self._with(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockOutcomes:
+        own = {name: value for name, value in vars(self).items() if name != "errors"}
+        return self._with({**copy.deepcopy(own, memo), "errors": dict(self.errors)})
+
+    def _with(self, state: dict[str, Any]) -> BlockOutcomes:
+        other = object.__new__(type(self))
+        vars(other).update(state)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        errors = {at: portable_error(error) for at, error in self.errors.items()}
+        return {**vars(self), "errors": errors}
 
     def __len__(self) -> int:
         return len(self.status)

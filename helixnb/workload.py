@@ -19,6 +19,7 @@ from helixnb._heavy import HEAVY_KERNELS, asian_call, calibrate, heavy_mix
 from helixnb._records import Job, Outcome
 from helixnb._router import Router
 from helixnb._ticket import Ticket
+from helixnb_kernels._values import shown
 
 __all__ = [
     "COSTS",
@@ -109,9 +110,9 @@ def read_jobs(path: Path) -> list[Job]:
 
 def _job_of(record: Any) -> Job:
     if not isinstance(record, dict):
-        raise JobError(f"a job must be a JSON object, got {record!r}")
+        raise JobError(f"a job must be a JSON object, got {shown(record)}")
     if unknown := record.keys() - _FIELDS:
-        raise JobError(f"a job has no field {min(unknown)!r}; it has {sorted(_FIELDS)}")
+        raise JobError(f"a job has no field {shown(min(unknown))}; it has {sorted(_FIELDS)}")
     if missing := {"id", "kind", "compute_cost"} - record.keys():
         raise JobError(f"a job needs the field {min(missing)!r}")
     return Job(**record)

@@ -138,7 +138,7 @@ async def test_a_job_must_give_what_its_kernel_computes_with() -> None:
     scoring = load("scoring")
     job = scoring.score.job([0.0] * scoring.FEATURES)
     assert (job.kind, job.compute_cost) == ("score", scoring.FEATURES)
-    assert scoring.score.job([0.0]).id == job.id + 1
+    assert scoring.score.job([0.0] * scoring.FEATURES).id == job.id + 1
     scoring.score.bind(weights=np.zeros(scoring.FEATURES), intercept=[0.0])
     async with Router(kernels=[scoring.score]) as r:
         with pytest.raises(ValueError, match="inputs must have 16 elements, got 1"):

@@ -259,13 +259,20 @@ async def test_a_price_that_takes_longer_than_its_budget(service: Any) -> None:
     assert "Retry-After" not in answer.headers
 
 
+def in_place_of(kernel: Kernel, solo: Any) -> Kernel:
+    """Return a kernel that answers the jobs of another one."""
+    other = Kernel(name=kernel.name, solo=solo, inputs="float64[16]", returns="float64")
+    other.earlier_digests = (kernel.digest,)
+    return other
+
+
 def fails(*given: Any) -> float:
     raise RuntimeError("a secret")
 
 
 async def test_a_job_that_fails(service: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Its error is for the log alone."""
-    broken = Kernel(name="score", solo=fails, inputs="float64[16]", returns="float64")
+    broken = in_place_of(service.score, fails)
     router = Router(RouterConfig(cpu_parallelism=2), kernels=[broken])
     logger = logging.getLogger("uvicorn.error")
     logger.addHandler(caplog.handler)
@@ -292,7 +299,7 @@ async def test_the_page_is_mounted(service: Any) -> None:
 async def test_what_is_in_flight_is_answered_at_the_end(service: Any) -> None:
     """The server waits for it, and says meanwhile that nothing more should come."""
     gate = Gate()
-    held = Kernel(name="score", solo=gate.kernel.solo, inputs="float64[16]", returns="float64")
+    held = in_place_of(service.score, gate.kernel.solo)
     router = Router(RouterConfig(cpu_parallelism=2), kernels=[held], policy=Always(Strategy.SPAWN))
     server = service.Server(router, port=0, notice_s=0.0)
     serving = asyncio.ensure_future(server._serve())  # leaves signals alone

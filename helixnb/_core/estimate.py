@@ -584,6 +584,10 @@ class CostModel:
             self._kernels[name] = model
         return model
 
+    def forget(self, name: str) -> None:
+        """Forget what is known of a kernel's jobs; those that have the model keep it."""
+        del self._kernels[name]
+
     def of_callable(self, key: Hashable) -> KindModel:
         """Return the model of a callable, by the kind it was given or itself.
 

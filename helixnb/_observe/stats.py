@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,7 +83,7 @@ class Stats:
     loop_lag_ms
         How late the event loop gets round to what is due, in milliseconds.
     cpu_left
-        CPUs that other processes and the event loop leave to the slots; infinite while that isn't
+        CPUs that other processes and the event loop leave to the slots; None while that isn't
         measured.
     hop_us
         What it takes to send a thread or to hear from one, in microseconds.
@@ -115,25 +113,15 @@ class Stats:
     parallel_launches: int
     threading_layer: str | None
     loop_lag_ms: float
-    cpu_left: float
+    cpu_left: float | None
     hop_us: float
     shadow_compared: int
     shadow_disagreements: int
     inline_overruns: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the snapshot as plain dicts, numbers and strings, fit for JSON.
-
-        What isn't known is None, `cpu_left` too.
-        """
-        record = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        record["by_strategy"] = {
-            name: dataclasses.asdict(stats) for name, stats in self.by_strategy.items()
-        }
-        record["dropped_by_reason"] = dict(self.dropped_by_reason)
-        if math.isinf(self.cpu_left):
-            record["cpu_left"] = None
-        return record
+        """Return the snapshot as plain dicts, numbers and strings, fit for JSON."""
+        return dataclasses.asdict(self)
 
 
 def summarise(window: LatencyWindow) -> Latency:
@@ -170,8 +158,8 @@ def snapshot(ledger: Ledger, **state: Any) -> Stats:
         failed=by_status[Status.FAILED.code],
         cancelled=by_status[Status.CANCELLED.code],
         within_budget=ledger.within_budget,
-        by_strategy=MappingProxyType(by_strategy),
-        dropped_by_reason=MappingProxyType(ledger.dropped_by_reason),
+        by_strategy=by_strategy,
+        dropped_by_reason=ledger.dropped_by_reason,
         batches=sum(sizes.count for sizes in releases),
         batched_jobs=sum(sizes.sum for sizes in releases),
         shadow_compared=counts.shadow_compared,

@@ -15,7 +15,7 @@ import numpy as np
 from helixnb._config import RouterConfig
 from helixnb._records import Array, Decision, Estimate, Job, Load
 from helixnb.testing._script import Script, Step
-from helixnb_kernels import BatchResult, Columns, Kernel
+from helixnb_kernels import BatchResult, Columns, DerivedKernel, Kernel
 
 
 class Mark:
@@ -93,10 +93,13 @@ class ScriptedKernel(Kernel):
     def of(kernel: Any) -> Any:
         """Return the twin of a kernel. It has one state with it, so that `bind` is for both.
 
-        What is no kernel comes back as it is, for the router to refuse.
+        Its indices are checked, if it is still to be compiled and doesn't say else. What is no
+        kernel comes back as it is, for the router to refuse.
         """
         if not isinstance(kernel, Kernel) or isinstance(kernel, ScriptedKernel):
             return kernel
+        if isinstance(kernel, DerivedKernel):
+            kernel.check_bounds()
         twin_class = type(type(kernel).__name__, (ScriptedKernel, type(kernel)), {})
         twin: Any = object.__new__(twin_class)
         twin.__dict__ = kernel.__dict__

@@ -80,6 +80,10 @@ class ScriptedRouter(Router):
         """Compile a further kernel; see `Router.add_kernel`."""
         await super().add_kernel(ScriptedKernel.of(kernel))
 
+    async def replace_kernel(self, kernel: Kernel) -> None:
+        """Let a kernel take the place of that of its name; see `Router.replace_kernel`."""
+        await super().replace_kernel(ScriptedKernel.of(kernel))
+
     async def submit(self, job: Job) -> Outcome:
         """Run a job as the script says; see `Router.submit`."""
         with carried(Mark()):

@@ -14,6 +14,7 @@ import anyio
 
 from helixnb._records import Decision, Job, Strategy
 from helixnb_kernels import Kernel
+from helixnb_kernels._values import shown
 
 REASON = "scripted"
 """The reason of all decisions but drops."""
@@ -211,7 +212,7 @@ class Script:
         """
         error = RuntimeError("the script lets this job fail") if error is None else error
         if not isinstance(error, Exception):
-            raise TypeError(f"error must be an exception, got {error!r}")
+            raise TypeError(f"error must be an exception, got {shown(error)}")
         self._add("fail", kind, times, decision=self._decision(strategy), error=error)
 
     def hold(
@@ -246,7 +247,7 @@ class Script:
         if decision.strategy is Strategy.INLINE:
             raise ValueError("a job that runs inline can't be held: it would hold the event loop")
         if seconds is not None and not seconds >= 0:
-            raise ValueError(f"seconds must be 0 or more, or None, got {seconds!r}")
+            raise ValueError(f"seconds must be 0 or more, or None, got {shown(seconds)}")
         hold = Hold(seconds)
         self._add("hold", kind, times, decision=decision, hold=hold)
         with self._lock:
@@ -275,9 +276,11 @@ class Script:
     def _add(self, what: str, kind: str | Kernel | None, times: int | None, **fields: Any) -> None:
         name = kind.name if isinstance(kind, Kernel) else kind
         if not (name is None or isinstance(name, str)):
-            raise TypeError(f"kind must be the name of a kernel, a kernel, or None, got {kind!r}")
+            raise TypeError(
+                f"kind must be the name of a kernel, a kernel, or None, got {shown(kind)}"
+            )
         if times is not None and (type(times) is not int or times < 1):
-            raise ValueError(f"times must be an integer of at least 1, or None, got {times!r}")
+            raise ValueError(f"times must be an integer of at least 1, or None, got {shown(times)}")
         with self._lock:
             self._steps.append(Step(what=what, kind=name, left=times, **fields))
 

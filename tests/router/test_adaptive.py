@@ -104,7 +104,7 @@ def gates(jobs: int, **fields: Any) -> JobColumns:
 
 async def until(there: Callable[[], bool]) -> None:
     """Wait until something is so, which no event tells."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not there():
             await anyio.lowlevel.checkpoint()
 
@@ -139,7 +139,7 @@ async def test_a_waiting_job_expires_by_the_timer(submit: Submit) -> None:
     gate = Gate()
     async with adaptive(gate.kernel) as r:
         await hold_slot(r, gate)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             outcome = await submit(
                 r, job(1, "Gate", compute_cost=LARGE, latency_budget_ms=BRIEF_MS)
             )
@@ -289,7 +289,7 @@ async def test_a_batch_is_taken_as_soon_as_a_slot_is_free() -> None:
         await anyio.wait_all_tasks_blocked()
         assert (r.stats().batches, r.stats().waiting) == (0, 10)
         gate.open()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             outcomes = [await ticket.wait() for ticket in tickets]
         assert {each.strategy for each in outcomes} == {Strategy.BATCH}
         assert (r.stats().batches, r.stats().batched_jobs) == (1, 10)
@@ -353,7 +353,7 @@ async def test_drops_for_a_late_loop_let_it_turn() -> None:
     async with adaptive(clock=clock, max_loop_lag_ms=10.0) as r:
         assert (await r.submit(hurried)).status is Status.COMPLETED
         await until(lambda: r._pressure._due_ns < math.inf)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             clock.now_ns += 100 * MS
             outcome = await r.submit(hurried)
             assert outcome.reason == "loop_saturated"
@@ -750,21 +750,21 @@ class Meter:
         return self._give()
 
     async def was_read(self) -> None:
-        assert await anyio.to_thread.run_sync(self._enough.wait, 5)
+        assert await anyio.to_thread.run_sync(self._enough.wait, 30)
 
 
 async def test_what_others_take_of_the_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they leave is in the load, unless it shall not be heeded."""
     meter = Meter(monkeypatch, lambda: 0.5)
     async with adaptive(cpu_parallelism=2, heed_other_cpu_use=True) as r:
-        assert r.stats().cpu_left == math.inf
+        assert r.stats().cpu_left is None
         await r.submit(job())  # nothing is measured before
         await meter.was_read()
         await until(lambda: r.stats().cpu_left == 0.5)
         assert r.explain(job()).load.cpu_left == 0.5
         assert r.explain(job()).run_ms == pytest.approx(2 * r.explain(job()).estimate.run_us / 1e3)
         r.reconfigure(heed_other_cpu_use=False)
-        await until(lambda: r.stats().cpu_left == math.inf)
+        await until(lambda: r.stats().cpu_left is None)
 
 
 async def test_a_machine_without_counters(
@@ -779,7 +779,7 @@ async def test_a_machine_without_counters(
     async with adaptive(heed_other_cpu_use=True) as r:
         await r.submit(job())
         await meter.was_read()
-        assert r.stats().cpu_left == math.inf
+        assert r.stats().cpu_left is None
         assert (await r.submit(job())).status is Status.COMPLETED
     assert caplog.text.count("can't be measured: OSError('no counters')") == 1
     check_balanced(r.stats())
@@ -795,7 +795,7 @@ async def test_nothing_is_measured_while_no_jobs_come(monkeypatch: pytest.Monkey
         await meter.was_read()
         clock.now_ns += 2 * S
         await until(lambda: r._pressure.resting)
-        await until(lambda: r.stats().cpu_left == math.inf)
+        await until(lambda: r.stats().cpu_left is None)
         await until(lambda: r._pressure.lag_ms(clock()) == 0)
         r.submit_soon(job())
         assert not r._pressure.resting

@@ -292,7 +292,7 @@ async def test_closing_drops_what_hasnt_begun() -> None:
     async with anyio.create_task_group() as tasks, r:
         tasks.start_soon(run)
         await gate.begun(2)
-        threading.Timer(0.2, gate.open).start()
+        gate.open_once(lambda: r.stats().dropped == 18)
     reasons = [each.reason for each in outcomes if each.status is Status.DROPPED]
     assert reasons == ["router_closed"] * 18
     assert len(gate.ran) == 2
@@ -411,7 +411,7 @@ async def test_a_crash_answers_rows_too(monkeypatch: pytest.MonkeyPatch) -> None
         ({"scaling_potential": [0, 0.5, 1.5]}, r"scaling_potential\[2\] must lie in 0 .. 1, got 1"),
         ({"scaling_potential": NAN}, "scaling_potential.* must lie in 0 .. 1, got nan"),
         ({"latency_budget_ms": [1, -1, NAN]}, r"latency_budget_ms\[1\] must be >= 0 and finite"),
-        ({"latency_budget_ms": ["5"] * 3}, "latency_budget_ms must have a real dtype"),
+        ({"latency_budget_ms": ["5"] * 3}, r"latency_budget_ms\[0\] must be a real .*'5'"),
         ({"kind": 5}, "kind must be the name of a kernel, got 5"),
     ],
 )

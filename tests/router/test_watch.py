@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 from support import Always, Gate, job, router, submit_all
@@ -105,6 +104,5 @@ async def test_stats_are_fit_for_json() -> None:
     async with router(heed_other_cpu_use=False) as r:
         await r.submit(job(1))
         stats = r.stats()
-        assert math.isinf(stats.cpu_left)
-        assert stats.as_dict()["cpu_left"] is None
+        assert stats.cpu_left is None
         assert json.loads(json.dumps(stats.as_dict(), allow_nan=False)) == stats.as_dict()
