@@ -29,7 +29,7 @@ _RESERVED = (
 
 
 def _larger(compute_cost: int, inputs: int) -> float:
-    return float(max(compute_cost, inputs))
+    return float(compute_cost if compute_cost > inputs else inputs)  # noqa: FURB136  # max takes 0.1 us
 
 
 class DerivedKernel(Kernel):
